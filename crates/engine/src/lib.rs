@@ -1,0 +1,1 @@
+//! The hands of Stillpoint: everything that touches clocks, processes, stores and buckets.

@@ -1,0 +1,1 @@
+//! What proves drivers and engine: the conformance suite, an in-memory tree, chaos, the oracle.
