@@ -64,6 +64,20 @@ pub struct Bucket {
     /// Credentials by the same names (`access_key_id`, `secret_access_key`, …).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub credentials: BTreeMap<String, Secret>,
+    /// Whether new data is compressed: `auto` chooses by content, `none` stores as it is.
+    #[serde(default)]
+    pub compression: Compression,
+}
+
+/// Whether new data is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Compression {
+    /// zstd, with parameters chosen by what the content gains; incompressible data stays as it is.
+    #[default]
+    Auto,
+    /// None at all.
+    None,
 }
 
 /// A secret, never written down: `env:NAME`, `file:/path` or `command:program args`.

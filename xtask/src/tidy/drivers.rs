@@ -1,0 +1,55 @@
+//! Driver folders are alike, so that who knows one knows them all.
+
+use std::path::Path;
+
+/// The files of a driver, in the order in which they are read. All but the first two may be absent.
+const FILES: &[&str] =
+    &["mod.rs", "README.md", "config.rs", "client.rs", "wire.rs", "cut.rs", "drain.rs", "restore.rs", "tests.rs"];
+
+/// Further files of single drivers, each with its reason.
+const EXTRA: &[(&str, &str)] = &[
+    // Key escaping is a format of its own, property-tested apart.
+    ("objects", "keys.rs"),
+    // The spool of the walk before the cut, merge-joined in the drain.
+    ("files", "spool.rs"),
+];
+
+/// Complains about missing and about foreign files, and about drivers without registry line.
+pub fn check(root: &Path) -> Result<Vec<String>, String> {
+    let home = root.join("crates/drivers/src");
+    let registry = std::fs::read_to_string(home.join("lib.rs")).map_err(|error| format!("drivers/src/lib.rs: {error}"))?;
+    let mut complaints = Vec::new();
+    for entry in std::fs::read_dir(&home).map_err(|error| format!("crates/drivers/src: {error}"))? {
+        let entry = entry.map_err(|error| format!("crates/drivers/src: {error}"))?;
+        if !entry.path().is_dir() {
+            continue;
+        }
+        let driver = entry.file_name().to_string_lossy().into_owned();
+        complaints.extend(folder(&entry.path(), &driver)?);
+        if !registry.contains(&format!("{driver}::")) {
+            complaints.push(format!("driver `{driver}` has no line in the registry (crates/drivers/src/lib.rs)"));
+        }
+    }
+    Ok(complaints)
+}
+
+fn folder(path: &Path, driver: &str) -> Result<Vec<String>, String> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(|error| format!("{}: {error}", path.display()))? {
+        let entry = entry.map_err(|error| format!("{}: {error}", path.display()))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    let mut complaints = Vec::new();
+    for required in &FILES[..2] {
+        if !names.iter().any(|name| name == required) {
+            complaints.push(format!("driver `{driver}` lacks {required}"));
+        }
+    }
+    for name in &names {
+        let known = FILES.contains(&name.as_str()) || EXTRA.contains(&(driver, name.as_str()));
+        if !known {
+            complaints.push(format!("driver `{driver}`: `{name}` is no file of a driver (xtask/src/tidy/drivers.rs)"));
+        }
+    }
+    Ok(complaints)
+}
