@@ -18,6 +18,13 @@ use crate::position::{Identity, Position};
 /// The schema name of this version.
 pub const SCHEMA: &str = "stillpoint.dev/statefile/v1";
 
+/// The schema of a mark that occupies a statefile's name, so that no point can be committed there.
+///
+/// Whoever takes over a run from an engine that may still be alive writes it, only if absent, to the
+/// name that the other engine would commit to: exactly one of the two writes wins, whatever the
+/// clocks say. A name that holds this mark is no point, and listings pass over it.
+pub const VOID_SCHEMA: &str = "stillpoint.dev/void/v1";
+
 /// How consistent a point is across its stores, lowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -83,6 +90,9 @@ pub struct Statefile {
     pub totals: Totals,
     /// The version of stillpoint that made the point.
     pub tool_version: String,
+    /// The number of the lease under which the point was written; grows with every run of the platform.
+    #[serde(default)]
+    pub fencing: u64,
     /// Keyed hash over the rest, hex; see the module's doc.
     #[serde(default)]
     pub authentication: String,
@@ -160,6 +170,20 @@ impl Statefile {
         serde_json::to_vec(&value).map_err(|e| Error::internal("statefile does not serialize").source(e))
     }
 
+    /// The mark that keeps `run` from committing; see [`VOID_SCHEMA`].
+    pub fn void_mark(run: &RunId) -> Vec<u8> {
+        serde_json::json!({ "schema": VOID_SCHEMA, "run": run }).to_string().into_bytes()
+    }
+
+    /// Whether these bytes are the mark of a run that was given up, and so no point.
+    pub fn is_void(bytes: &[u8]) -> bool {
+        #[derive(Deserialize)]
+        struct Head {
+            schema: String,
+        }
+        serde_json::from_slice::<Head>(bytes).is_ok_and(|head| head.schema == VOID_SCHEMA)
+    }
+
     /// Parses a statefile. A newer schema is refused by name before its fields are looked at.
     ///
     /// The caller checks `authentication` over [`canonical_bytes`](Self::canonical_bytes) before
@@ -176,6 +200,9 @@ impl Statefile {
                 .source(e)
         };
         let head: Head = serde_json::from_slice(bytes).map_err(corrupt)?;
+        if head.schema == VOID_SCHEMA {
+            return Err(Error::new(Kind::NotFound, "there is no such point: its run was given up before it was sealed"));
+        }
         if head.schema != SCHEMA {
             return Err(Error::new(Kind::Unsupported, format!("the point uses the schema `{}`", head.schema))
                 .hint(format!("this version reads `{SCHEMA}`; use a newer stillpoint")));
