@@ -1,1 +1,5 @@
 //! The hands of Stillpoint: everything that touches clocks, processes, stores and buckets.
+
+pub mod cancel;
+pub mod clock;
+pub mod progress;
