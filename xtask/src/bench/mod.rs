@@ -1,0 +1,48 @@
+//! `cargo xtask bench files`: speed and memory of whole processes, beside real peers in the same run.
+//!
+//! Rounds are interleaved: every tool does a step before the next step begins, so that a machine
+//! whose speed drifts treats all alike. Medians are quoted, with the ratio ours / peer. Nothing
+//! here fails because something was slow: goals are stated, a person reads them.
+
+mod files;
+mod measure;
+mod table;
+mod tools;
+
+use std::path::{Path, PathBuf};
+
+/// What to run.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Which bench: `files`.
+    #[arg(value_parser = ["files"])]
+    pub what: String,
+    /// Also write the rows to this file.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// Where the input and the repositories go; a memory-backed directory.
+    #[arg(long, default_value = "/dev/shm/stillpoint-bench")]
+    pub dir: PathBuf,
+    /// Rounds; medians are over these.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Share of the full input, 1.0 = 2 GB. Smaller ones are for trying the bench itself.
+    #[arg(long, default_value_t = 1.0)]
+    pub scale: f64,
+    /// Only these cases, by name; default all but `million`, which must be asked for.
+    #[arg(long, value_delimiter = ',')]
+    pub cases: Vec<String>,
+    /// Only these peers; default all that are found.
+    #[arg(long, value_delimiter = ',')]
+    pub peers: Vec<String>,
+}
+
+/// Runs the bench and prints its table.
+pub fn run(root: &Path, args: &BenchArgs) -> Result<(), String> {
+    let rows = files::run(root, args)?;
+    println!("{}", table::render(&rows));
+    if let Some(path) = &args.json {
+        table::write_json(path, &rows)?;
+    }
+    Ok(())
+}
