@@ -298,4 +298,12 @@ pub trait Driver: fmt::Debug + Send + Sync {
 
     /// Reads the stamp, or `None` if the store has none or does not exist yet.
     async fn read_stamp(&self, context: &Context) -> Result<Option<Stamp>>;
+
+    /// Runs one statement in the store's language, for the `sql` steps of a pause.
+    ///
+    /// Called with the operator's own text, never with text from a point. May change the store:
+    /// that is its purpose. Stores without a language refuse with `Kind::Unsupported`.
+    async fn execute(&self, _context: &Context, _statement: &str) -> Result<()> {
+        Err(Error::new(Kind::Unsupported, "this kind of store runs no statements"))
+    }
 }
