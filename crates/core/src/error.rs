@@ -6,11 +6,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Shorthand for results that carry an [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, as far as a caller may want to tell cases apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Kind {
     /// The configuration or an argument cannot be used as it is.

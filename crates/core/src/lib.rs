@@ -6,6 +6,7 @@
 //! runtime; `cargo xtask tidy` checks that.
 
 pub mod capability;
+pub mod coordinator;
 pub mod driver;
 pub mod error;
 pub mod id;
