@@ -3,3 +3,5 @@
 pub mod cancel;
 pub mod clock;
 pub mod progress;
+pub mod config;
+pub mod secrets;

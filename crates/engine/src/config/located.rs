@@ -144,9 +144,7 @@ impl<'de> Visitor<'de> for AnyContent {
 
     fn visit_f64<E>(self, value: f64) -> Result<Content, E> {
         // Infinities and NaN have no JSON form; no setting of ours takes them.
-        Ok(Content::Scalar(
-            Number::from_f64(value).map_or_else(|| Value::String(value.to_string()), Value::Number),
-        ))
+        Ok(Content::Scalar(Number::from_f64(value).map_or_else(|| Value::String(value.to_string()), Value::Number)))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Content, E> {

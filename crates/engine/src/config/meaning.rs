@@ -194,7 +194,11 @@ impl Meaning {
         if let Some(node) = call.get("url")
             && !node.text().is_some_and(|url| url.starts_with("http://") || url.starts_with("https://"))
         {
-            self.add(node, "the address of a pause step must begin with http:// or https://", "for example http://127.0.0.1:8080/pause");
+            self.add(
+                node,
+                "the address of a pause step must begin with http:// or https://",
+                "for example http://127.0.0.1:8080/pause",
+            );
         }
         for (name, _, value) in call.get("headers").map(Node::entries).unwrap_or_default() {
             let secret = SECRET_HEADERS.contains(&name.to_lowercase().as_str());
@@ -213,7 +217,11 @@ impl Meaning {
             }
             if own == Some(name.as_str()) {
                 let message = format!("the target `{name}` has the name of the environment it is kept away from");
-                self.mistakes.push(Mistake::new(*place, message, "give the target a name of its own, such as `staging`"));
+                self.mistakes.push(Mistake::new(
+                    *place,
+                    message,
+                    "give the target a name of its own, such as `staging`",
+                ));
             }
             for (store, place, _) in target.get("stores").map(Node::entries).unwrap_or_default() {
                 self.known_store(&text_node(store, *place), &format!("targets.{name}"));
@@ -271,7 +279,9 @@ fn bucket_url(url: &str) -> Result<(), (String, String)> {
     }
     match scheme {
         "file" if rest.starts_with('/') => Ok(()),
-        "file" => Err((format!("`{url}` is not an absolute path"), "write three slashes: file:///srv/backup".to_owned())),
+        "file" => {
+            Err((format!("`{url}` is not an absolute path"), "write three slashes: file:///srv/backup".to_owned()))
+        }
         "s3" | "gs" | "az" if rest.trim_matches('/').is_empty() => {
             Err((format!("`{url}` names no bucket"), examples.to_owned()))
         }
@@ -285,7 +295,8 @@ fn bucket_url(url: &str) -> Result<(), (String, String)> {
 /// # Errors
 /// `Config` if the text is anything else, or zero units long.
 pub fn duration(text: &str) -> Result<Duration, Error> {
-    let bad = || Error::new(Kind::Config, format!("`{text}` is not a duration")).hint("for example 800ms, 5s, 36h or 7d");
+    let bad =
+        || Error::new(Kind::Config, format!("`{text}` is not a duration")).hint("for example 800ms, 5s, 36h or 7d");
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
     if rest.is_empty() {

@@ -220,7 +220,9 @@ fn type_hint(node: &Node, types: &[&str]) -> String {
         Content::Scalar(Value::String(_)) if types.contains(&"integer") || types.contains(&"boolean") => {
             "write it without quotes and units".to_owned()
         }
-        Content::Scalar(_) if types.contains(&"array") => "write it as `[value]`, or as lines that begin with `-`".to_owned(),
+        Content::Scalar(_) if types.contains(&"array") => {
+            "write it as `[value]`, or as lines that begin with `-`".to_owned()
+        }
         _ if types.contains(&"object") => "write `name: value` lines below it, indented".to_owned(),
         _ => "see the example in `stillpoint init --help`".to_owned(),
     }
