@@ -1,6 +1,8 @@
 //! One folder per kind of store, and the registry: the list below is all that the rest of
 //! Stillpoint knows of them.
 
+pub mod memory;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,11 +41,11 @@ pub struct Registration {
 }
 
 /// Every driver, in the order in which a reader should meet them.
-pub static REGISTRY: &[Registration] = &[];
+pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION];
 
 /// Finds a driver by name; the error lists the names there are.
 pub fn find(name: &str) -> Result<&'static Registration> {
-    REGISTRY.iter().find(|driver| driver.name == name).ok_or_else(|| {
+    REGISTRY.iter().find(|driver| driver.name == name).copied().ok_or_else(|| {
         let known: Vec<_> = REGISTRY.iter().map(|driver| driver.name).collect();
         Error::new(Kind::Config, format!("there is no driver `{name}`")).hint(format!("drivers: {}", known.join(", ")))
     })
