@@ -29,13 +29,12 @@ impl Mistake {
 
 /// All mistakes of one file; the source of the error that `config::load` returns.
 ///
-/// The CLI finds it by downcasting and prints each with the line it points at.
+/// The CLI finds it by downcasting and prints each. The text of a mistaken line is never shown: it
+/// may hold a secret in plain text.
 #[derive(Debug, Clone)]
 pub struct Mistakes {
     /// The file as the operator named it.
     pub file: String,
-    /// Its text.
-    pub text: String,
     /// In the order of the file; never empty.
     pub list: Vec<Mistake>,
 }
@@ -56,7 +55,7 @@ impl std::error::Error for Mistakes {}
 /// Turns mistakes into the one error of the boundary: the first is the message, all are the source.
 ///
 /// Returns `None` when there are none.
-pub fn into_error(file: &Path, text: &str, mut list: Vec<Mistake>) -> Option<Error> {
+pub fn into_error(file: &Path, mut list: Vec<Mistake>) -> Option<Error> {
     list.sort_by_key(|mistake| mistake.place);
     list.dedup();
     let first = list.first()?.clone();
@@ -66,7 +65,7 @@ pub fn into_error(file: &Path, text: &str, mut list: Vec<Mistake>) -> Option<Err
     if list.len() > 1 {
         error = error.context("mistakes in all:", list.len());
     }
-    Some(error.source(Mistakes { file, text: text.to_owned(), list }))
+    Some(error.source(Mistakes { file, list }))
 }
 
 /// The known name that is closest to `word`, if one is close enough to be a slip of the finger.

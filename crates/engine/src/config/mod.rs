@@ -68,7 +68,7 @@ fn not_readable(path: &Path, error: std::io::Error) -> Error {
 /// # Errors
 /// `Config`, its source is [`Mistakes`].
 pub fn parse(text: &str, file: &Path) -> Result<Platform> {
-    let fail = |mistakes| mistake::into_error(file, text, mistakes);
+    let fail = |mistakes| mistake::into_error(file, mistakes);
     let document: located::Node = match serde_saphyr::from_str(text) {
         Ok(document) => document,
         Err(error) => {

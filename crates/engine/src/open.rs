@@ -1,0 +1,191 @@
+//! From a configuration to open things: the bucket, its repository, a store's driver.
+//!
+//! The one place where addresses, credentials and limits of `platform.yaml` meet the code that
+//! needs them. Decides nothing about points; keeps no state but what it opened.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use stillpoint_core::Result;
+use stillpoint_core::driver::Driver;
+use stillpoint_core::error::{Error, Kind};
+use stillpoint_core::id::{EnvironmentName, StoreName};
+use stillpoint_core::platform::{Platform, Secret};
+use stillpoint_drivers::OpenRequest;
+use stillpoint_repo::depot::{self, Depot, Prefixed};
+use stillpoint_repo::{KeyFile, Repository, Unlock};
+
+use crate::config::{Config, nearest};
+use crate::secrets::Secrets;
+
+/// Where the repository lies in the bucket.
+pub const REPOSITORY_PREFIX: &str = "repo/";
+
+/// Where the machine's own state lies when nothing else is said.
+const STATE_FOLDER_OF_SYSTEM: &str = "/var/lib/stillpoint";
+
+/// An open bucket with its unlocked repository. Cheap to clone.
+#[derive(Clone)]
+pub struct Session {
+    config: Arc<Config>,
+    bucket: Arc<dyn Depot>,
+    repository: Repository,
+}
+
+impl Session {
+    /// Opens bucket and repository. Reads the repository's configuration and key, writes nothing.
+    ///
+    /// # Errors
+    /// `NotFound` with a hint if the bucket holds no repository yet, `Unauthenticated` if the key
+    /// is not one of the repository's.
+    pub fn open(config: &Config) -> Result<Self> {
+        let bucket = bucket(config)?;
+        let unlock = unlock(config)?;
+        let repository = Repository::open(repository_depot(&bucket), &unlock).map_err(|error| {
+            let hint = match error.kind() {
+                Kind::NotFound => "`stillpoint init` creates the bucket that platform.yaml names",
+                Kind::Unauthenticated => "check `bucket.key`; the recovery sheet holds the key that `init` made",
+                _ => return error,
+            };
+            error.hint(hint)
+        })?;
+        Ok(Self { config: Arc::new(config.clone()), bucket, repository })
+    }
+
+    /// Takes a repository that was opened or created elsewhere.
+    pub fn from_parts(config: Config, bucket: Arc<dyn Depot>, repository: Repository) -> Self {
+        Self { config: Arc::new(config), bucket, repository }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the configuration says.
+    pub fn platform(&self) -> &Platform {
+        &self.config.platform
+    }
+
+    /// The whole bucket: `points/`, `journal/`, `leases/` …
+    pub fn bucket(&self) -> &Arc<dyn Depot> {
+        &self.bucket
+    }
+
+    /// The repository in it.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+}
+
+/// The bucket of the configuration, with the layers that its limits ask for. Touches nothing yet.
+pub fn bucket(config: &Config) -> Result<Arc<dyn Depot>> {
+    let bucket = &config.platform.bucket;
+    let mut credentials = BTreeMap::new();
+    for (name, secret) in &bucket.credentials {
+        let value = config.secrets.resolve(secret).map_err(|error| error.context("for bucket.credentials.", name))?;
+        credentials.insert(name.clone(), value);
+    }
+    depot::open(&bucket.url, &bucket.options, &credentials)
+}
+
+/// The part of the bucket that restic would call the repository.
+pub fn repository_depot(bucket: &Arc<dyn Depot>) -> Arc<dyn Depot> {
+    Arc::new(Prefixed::new(Arc::clone(bucket), REPOSITORY_PREFIX))
+}
+
+/// What unlocks the repository: the key file or password behind `bucket.key`.
+pub fn unlock(config: &Config) -> Result<Unlock> {
+    let Some(secret) = &config.platform.bucket.key else {
+        return Err(Error::new(Kind::Config, "platform.yaml does not say how the repository is unlocked")
+            .hint("add `key: file:stillpoint.key` (made by `stillpoint init`) or `key: env:NAME` under `bucket:`"));
+    };
+    unlock_from(&config.secrets, secret)
+}
+
+/// A key file's text unlocks as a key file wherever it comes from; anything else is a password.
+pub fn unlock_from(secrets: &Secrets, secret: &Secret) -> Result<Unlock> {
+    let text = secrets.resolve(secret).map_err(|error| error.operation("unlock the repository"))?;
+    match KeyFile::parse(&text) {
+        Ok(key) => Ok(Unlock::KeyFile(key)),
+        Err(_) => Ok(Unlock::Password(text)),
+    }
+}
+
+/// Opens the driver of a store with its settings from `platform.yaml`.
+///
+/// `scratch` is a folder that the driver may fill; it is created if absent.
+pub fn driver(config: &Config, store: &StoreName, scratch: &Path) -> Result<Arc<dyn Driver>> {
+    driver_with(config, store, &BTreeMap::new(), scratch)
+}
+
+/// Opens the driver of a store as `environment` under `targets` describes it.
+///
+/// # Errors
+/// `Config` if there is no such target, or if it does not mention the store: what is not mapped
+/// would be the source itself.
+pub fn target_driver(
+    config: &Config,
+    store: &StoreName,
+    environment: &EnvironmentName,
+    scratch: &Path,
+) -> Result<Arc<dyn Driver>> {
+    let target = config.platform.targets.get(environment).ok_or_else(|| {
+        let known: Vec<_> = config.platform.targets.keys().map(EnvironmentName::as_str).collect();
+        let hint = match nearest(environment.as_str(), known.iter().copied()) {
+            Some(close) => format!("did you mean `{close}`?"),
+            None if known.is_empty() => "platform.yaml has no `targets:`; or restore with --to FOLDER".to_owned(),
+            None => format!("targets: {}", known.join(", ")),
+        };
+        Error::new(Kind::Config, format!("there is no target environment `{environment}`")).hint(hint)
+    })?;
+    let settings = target.stores.get(store).ok_or_else(|| {
+        Error::new(Kind::Config, format!("the target `{environment}` does not say where `{store}` goes"))
+            .store(store.as_str())
+            .hint(format!("add it under `targets.{environment}.stores.{store}`"))
+    })?;
+    driver_with(config, store, settings, scratch)
+}
+
+/// Opens the driver of a store; `replaced` goes over its settings, name by name.
+pub fn driver_with(
+    config: &Config,
+    store: &StoreName,
+    replaced: &BTreeMap<String, serde_json::Value>,
+    scratch: &Path,
+) -> Result<Arc<dyn Driver>> {
+    let declared = config.platform.stores.get(store).ok_or_else(|| {
+        let known = config.platform.stores.keys().map(StoreName::as_str);
+        let hint = match nearest(store.as_str(), known.clone()) {
+            Some(close) => format!("did you mean `{close}`?"),
+            None => format!("stores: {}", known.collect::<Vec<_>>().join(", ")),
+        };
+        Error::new(Kind::Config, format!("there is no store `{store}` in platform.yaml")).hint(hint)
+    })?;
+    let mut settings = declared.settings.clone();
+    settings.extend(replaced.iter().map(|(name, value)| (name.clone(), value.clone())));
+    std::fs::create_dir_all(scratch)
+        .map_err(|error| Error::io(format!("cannot create the scratch folder `{}`", scratch.display()), error))?;
+    let secrets = config.secrets.clone();
+    let resolve = move |secret: &Secret| secrets.resolve(secret);
+    let request = OpenRequest { store, settings: &settings, scratch: scratch.to_owned(), secrets: &resolve };
+    let registration = stillpoint_drivers::find(&declared.driver)?;
+    (registration.open)(&request).map_err(|error| error.store(store.as_str()))
+}
+
+/// Where this machine keeps journals and scratch folders: `STILLPOINT_STATE`, else below
+/// `XDG_STATE_HOME`, else below the home directory, else `/var/lib/stillpoint`.
+pub fn state_folder() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(folder) = set("STILLPOINT_STATE") {
+        return folder;
+    }
+    if let Some(folder) = set("XDG_STATE_HOME") {
+        return folder.join("stillpoint");
+    }
+    match set("HOME") {
+        Some(home) => home.join(".local/state/stillpoint"),
+        None => PathBuf::from(STATE_FOLDER_OF_SYSTEM),
+    }
+}
