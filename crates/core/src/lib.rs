@@ -8,10 +8,13 @@
 pub mod capability;
 pub mod coordinator;
 pub mod driver;
+pub mod duration;
 pub mod error;
 pub mod id;
+pub mod plan;
 pub mod platform;
 pub mod position;
+pub mod schema;
 pub mod statefile;
 pub mod tree;
 
