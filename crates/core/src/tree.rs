@@ -301,6 +301,12 @@ pub trait Tree: Send + Sync + fmt::Debug {
     /// Re-reads the local directory and compares names, types and every byte with the directory
     /// at `path`. At most 100 differences are returned; an empty list means equal.
     fn compare(&self, path: &TreePath, with: &Path) -> Result<Vec<Difference>>;
+
+    /// The concrete tree, for a repository that recognises its own as a parent of a new backup.
+    /// Trees that are no such parent answer `None`.
+    fn as_any(&self) -> Option<&dyn std::any::Any> {
+        None
+    }
 }
 
 /// Reads a small file whole; refuses files above `limit_bytes`.

@@ -1,0 +1,1 @@
+//! Cuts streams into chunks where their content says so.

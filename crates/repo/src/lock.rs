@@ -1,0 +1,1 @@
+//! Takes and keeps the locks that restic honours.

@@ -1,0 +1,1 @@
+//! Collects sealed blobs into packs.
