@@ -22,6 +22,9 @@ use crate::secrets::Secrets;
 /// Where the repository lies in the bucket.
 pub const REPOSITORY_PREFIX: &str = "repo/";
 
+/// What the text of every key file begins with.
+const KEY_FILE_BEGIN: &str = "stillpoint-key-";
+
 /// Where the machine's own state lies when nothing else is said.
 const STATE_FOLDER_OF_SYSTEM: &str = "/var/lib/stillpoint";
 
@@ -107,9 +110,10 @@ pub fn unlock(config: &Config) -> Result<Unlock> {
 /// A key file's text unlocks as a key file wherever it comes from; anything else is a password.
 pub fn unlock_from(secrets: &Secrets, secret: &Secret) -> Result<Unlock> {
     let text = secrets.resolve(secret).map_err(|error| error.operation("unlock the repository"))?;
-    match KeyFile::parse(&text) {
-        Ok(key) => Ok(Unlock::KeyFile(key)),
-        Err(_) => Ok(Unlock::Password(text)),
+    // A mistyped key would otherwise be tried as a password and only be called wrong.
+    match text.to_ascii_lowercase().starts_with(KEY_FILE_BEGIN) {
+        true => Ok(Unlock::KeyFile(KeyFile::parse(&text).map_err(|error| error.context("in", &secret.0))?)),
+        false => Ok(Unlock::Password(text)),
     }
 }
 

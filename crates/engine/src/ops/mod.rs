@@ -1,0 +1,13 @@
+//! The verbs, as plain functions: a request in, a report out. CLI, daemon and operator call these.
+//!
+//! Each verb has a file of its own. Nothing here prints, asks questions or parses arguments.
+
+pub mod check;
+pub mod copy;
+pub mod driver;
+pub mod init;
+pub mod key;
+pub mod list;
+pub mod prune;
+pub mod show;
+pub mod verify;
