@@ -52,7 +52,8 @@ mod tests {
     #[test]
     fn a_child_is_killed_in_time_or_was_faster() {
         let mut long = Command::new("sleep");
-        let ending = kill_at_random(long.arg("60"), Duration::from_millis(1)..Duration::from_millis(20)).expect("sleep");
+        let ending =
+            kill_at_random(long.arg("60"), Duration::from_millis(1)..Duration::from_millis(20)).expect("sleep");
         assert!(matches!(ending, Ending::Killed(_)));
         let ending = kill_after(&mut Command::new("true"), Duration::from_secs(60)).expect("true");
         assert!(matches!(ending, Ending::Exited(status) if status.success()));

@@ -167,7 +167,9 @@ fn walk(folder: &Folder, with: &Path, prefix: &str, found: &mut Vec<Difference>)
                     let points = fs::read_link(&at).or_io(|| format!("cannot read `{}`", at.display()))?;
                     (points.as_os_str().as_bytes() != target).then_some("points elsewhere")
                 }
-                (Body::Nothing, kind) if !meta.is_dir() && !meta.is_file() && !matches!(kind, NodeKind::Symlink { .. }) => {
+                (Body::Nothing, kind)
+                    if !meta.is_dir() && !meta.is_file() && !matches!(kind, NodeKind::Symlink { .. }) =>
+                {
                     None
                 }
                 _ => Some("is of another type"),

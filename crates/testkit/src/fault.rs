@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use stillpoint_core::error::{Error, Kind, Result};
-use stillpoint_core::tree::{
-    Content, Difference, ExtractOptions, Extracted, Metadata, Node, Sink, Tree, TreePath,
-};
+use stillpoint_core::tree::{Content, Difference, ExtractOptions, Extracted, Metadata, Node, Sink, Tree, TreePath};
 
 /// A tree whose content cannot be read to the end: as if the bucket went away during a restore.
 ///

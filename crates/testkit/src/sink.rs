@@ -265,6 +265,8 @@ pub struct CountingSink {
     pub bytes: u64,
     /// Streams that said that they are torn.
     pub torn: u64,
+    /// Whether a `HOW-TO-RESTORE.txt` stands at the top.
+    pub is_explained: bool,
 }
 
 impl CountingSink {
@@ -297,6 +299,7 @@ impl Sink for CountingSink {
         if let ContentEnd::Torn(_) = read_whole(content.as_mut(), |data| bytes += data.len() as u64)? {
             self.torn += 1;
         }
+        self.is_explained |= self.depth.is_empty() && name == b"HOW-TO-RESTORE.txt" && bytes > 0;
         self.bytes += bytes;
         self.entries += 1;
         Ok(())

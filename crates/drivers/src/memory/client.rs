@@ -126,11 +126,7 @@ impl Store {
     /// Keeps the current view under `pin`; a second call changes nothing.
     pub(super) fn pin(&self, pin: &str) -> Pinned {
         let mut state = self.lock();
-        let now = Pinned {
-            view: Arc::clone(&state.view),
-            generation: state.generation,
-            position: position(&state),
-        };
+        let now = Pinned { view: Arc::clone(&state.view), generation: state.generation, position: position(&state) };
         state.pins.entry(pin.to_owned()).or_insert(now).clone()
     }
 

@@ -101,8 +101,7 @@ pub(super) fn edges(
             }
             EdgeQuery::From(_) => {}
             EdgeQuery::Held(kind) | EdgeQuery::Which { kind, .. } if kind != "keys" => {
-                return Err(Error::new(Kind::Unsupported, format!("a memory store holds no {kind}"))
-                    .hint("kind: keys"));
+                return Err(Error::new(Kind::Unsupported, format!("a memory store holds no {kind}")).hint("kind: keys"));
             }
             EdgeQuery::Held(_) => visit(held(key))?,
             EdgeQuery::Which { referents, .. } if referents.iter().any(|asked| asked == key.as_bytes()) => {
@@ -115,7 +114,11 @@ pub(super) fn edges(
 }
 
 /// Percent-encodes everything but letters, digits, `-` and `_`, so that any key is a file name.
+/// The empty key is `%`, which nothing else can be.
 pub(super) fn encode(key: &str) -> String {
+    if key.is_empty() {
+        return "%".to_owned();
+    }
     let mut name = String::with_capacity(key.len());
     for byte in key.bytes() {
         if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
@@ -134,6 +137,9 @@ pub(super) fn decode(name: &[u8]) -> Result<String> {
         let shown = String::from_utf8_lossy(name);
         Error::new(Kind::Corrupt, format!("`{shown}` is not the name of a key"))
     };
+    if name == b"%" {
+        return Ok(String::new());
+    }
     let mut key = Vec::with_capacity(name.len());
     let mut rest = name;
     while let Some((&first, tail)) = rest.split_first() {

@@ -111,9 +111,6 @@ fn is_key(part: &TreePath, key: &str) -> bool {
 
 fn read(source: &dyn Tree, path: &TreePath) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    source
-        .open(path)?
-        .read_to_end(&mut bytes)
-        .map_err(|error| Error::io(format!("cannot read `{path}`"), error))?;
+    source.open(path)?.read_to_end(&mut bytes).map_err(|error| Error::io(format!("cannot read `{path}`"), error))?;
     Ok(bytes)
 }

@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use stillpoint_core::driver::{Driver, EdgeQuery};
 use stillpoint_core::error::Result;
+use stillpoint_core::tree::TreePath;
+
+use crate::tree::MemoryTree;
 
 /// What a store holds, in a form that all kinds of stores share: keys and values.
 ///
@@ -34,6 +37,13 @@ pub trait Harness: Send + Sync {
     /// that holds `content_bytes` (about 2 MiB). Default: a quarter.
     fn incremental_read_bytes_max(&self, content_bytes: u64) -> u64 {
         content_bytes / 4
+    }
+
+    /// The part of a drained `tree` that holds `key` and no other key, for stores that can restore
+    /// parts.
+    fn part_of(&self, tree: &MemoryTree, key: &str) -> Result<Option<TreePath>> {
+        let _ = (tree, key);
+        Ok(None)
     }
 }
 
