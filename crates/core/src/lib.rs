@@ -14,6 +14,8 @@ pub mod id;
 pub mod plan;
 pub mod platform;
 pub mod position;
+pub mod reference;
+pub mod retention;
 pub mod schema;
 pub mod statefile;
 pub mod tree;

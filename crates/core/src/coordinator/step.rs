@@ -53,7 +53,14 @@ impl Coordinator {
             Happening::LeaseLost { reason } => self.stop(Kind::Locked, reason),
             Happening::Recovered => self.recover(),
         }
-        self.advance();
+        // A step onwards may end the run, which leads on at once.
+        loop {
+            let before = self.state;
+            self.advance();
+            if self.state == before {
+                break;
+            }
+        }
         Ok(std::mem::take(&mut self.outbox))
     }
 
