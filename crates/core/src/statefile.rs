@@ -184,6 +184,20 @@ impl Statefile {
         serde_json::from_slice::<Head>(bytes).is_ok_and(|head| head.schema == VOID_SCHEMA)
     }
 
+    /// The bytes that `authentication` covers, taken from a statefile as it was read.
+    ///
+    /// Whoever checks uses this one: [`canonical_bytes`](Self::canonical_bytes) of a parsed
+    /// statefile would lack fields that a later version wrote, and have fields that an earlier one
+    /// did not know.
+    pub fn authenticated_bytes(bytes: &[u8]) -> Result<Vec<u8>> {
+        let corrupt = |e| Error::new(Kind::Corrupt, "the statefile is not readable").source(e);
+        let mut value: serde_json::Value = serde_json::from_slice(bytes).map_err(corrupt)?;
+        if let Some(object) = value.as_object_mut() {
+            object.remove("authentication");
+        }
+        serde_json::to_vec(&value).map_err(|e| Error::internal("statefile does not serialize").source(e))
+    }
+
     /// Parses a statefile. A newer schema is refused by name before its fields are looked at.
     ///
     /// The caller checks `authentication` over [`canonical_bytes`](Self::canonical_bytes) before
@@ -201,7 +215,10 @@ impl Statefile {
         };
         let head: Head = serde_json::from_slice(bytes).map_err(corrupt)?;
         if head.schema == VOID_SCHEMA {
-            return Err(Error::new(Kind::NotFound, "there is no such point: its run was given up before it was sealed"));
+            return Err(Error::new(
+                Kind::NotFound,
+                "there is no such point: its run was given up before it was sealed",
+            ));
         }
         if head.schema != SCHEMA {
             return Err(Error::new(Kind::Unsupported, format!("the point uses the schema `{}`", head.schema))

@@ -1,0 +1,3 @@
+//! Tests of core from outside, one module each.
+
+mod frozen_statefiles;
