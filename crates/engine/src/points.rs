@@ -52,7 +52,12 @@ impl Listing {
     ///
     /// # Errors
     /// `NotFound` with what there is; `Config` if the prefix is too short or not unique.
-    pub fn find(&self, text: &str, platform: &PlatformName, environment: &EnvironmentName) -> Result<&Statefile> {
+    pub fn find<'a>(
+        &'a self,
+        text: &str,
+        platform: &'a PlatformName,
+        environment: &'a EnvironmentName,
+    ) -> Result<&'a Statefile> {
         if text == "latest" {
             return self.of(platform, environment).next().ok_or_else(|| self.none(platform, environment));
         }

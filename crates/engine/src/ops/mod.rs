@@ -2,9 +2,11 @@
 //!
 //! Each verb has a file of its own. Nothing here prints, asks questions or parses arguments.
 
+pub mod backup;
 pub mod check;
 pub mod copy;
 pub mod driver;
+pub mod forget;
 pub mod init;
 pub mod key;
 pub mod list;
