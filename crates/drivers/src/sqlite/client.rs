@@ -258,7 +258,9 @@ pub(super) fn files_state(path: &Path) -> Result<(String, i128)> {
             // An empty log is what every opening connection leaves for as long as it is open.
             Ok(meta) if label == "db" || meta.len() > 0 => {
                 let nanos = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
-                let (mtime, ctime) = (nanos(meta.mtime(), meta.mtime_nsec()), nanos(meta.ctime(), meta.ctime_nsec()));
+                let mtime = nanos(meta.mtime(), meta.mtime_nsec());
+                // SQLite as root sets the owner of the log at every opening, which renews its ctime.
+                let ctime = if label == "db" { nanos(meta.ctime(), meta.ctime_nsec()) } else { mtime };
                 newest = newest.max(mtime).max(ctime);
                 let numbers = (meta.dev(), meta.ino(), meta.len());
                 text.push_str(&format!("{label}:{}:{}:{}:{mtime}:{ctime} ", numbers.0, numbers.1, numbers.2));

@@ -58,6 +58,20 @@ fn yes() -> bool {
     true
 }
 
+/// The settings of the same store below `folder`: one database keeps its file name, many become the
+/// folder itself.
+pub(super) fn into_folder(settings: &crate::Settings, folder: &std::path::Path) -> crate::Settings {
+    let mut settings = settings.clone();
+    let text = |path: &std::path::Path| serde_json::Value::String(path.to_string_lossy().into_owned());
+    if let Some(path) = settings.get("path").and_then(serde_json::Value::as_str) {
+        let name = std::path::Path::new(path).file_name().unwrap_or("database.sqlite".as_ref()).to_owned();
+        settings.insert("path".to_owned(), text(&folder.join(name)));
+    } else {
+        settings.insert("directory".to_owned(), text(folder));
+    }
+    settings
+}
+
 /// The patterns that count as databases when none are given.
 const INCLUDE: [&str; 3] = ["**/*.db", "**/*.sqlite", "**/*.sqlite3"];
 

@@ -1,6 +1,5 @@
 //! DRAIN and the edges of references: what is read from a pinned view.
 
-use std::cmp::Ordering;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use rusqlite::types::ValueRef;
 use sha2::{Digest, Sha256};
 use stillpoint_core::driver::{Context, Drained, Edge, EdgeQuery, Pin};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
-use stillpoint_core::tree::{self, Content, ContentEnd, Metadata, Reader, Sink, Tree, TreePath};
+use stillpoint_core::tree::{self, Content, ContentEnd, FileTime, Metadata, Reader, Sink, Tree, TreePath};
 
 use super::client::{self, Attempt};
 use super::cut::{Held, Target, View};
@@ -39,13 +38,13 @@ pub(super) fn drain(
     let mut drained = Drained { unit: "rows".to_owned(), ..Drained::default() };
     let newest = views.iter().map(|view| view.meta.mtime).max().unwrap_or_default();
     let folder = Metadata::folder(newest);
-    sink.file(HOW_TO_NAME, &Metadata::stream(newest), Some(HOW_TO.len() as u64), tree::bytes(HOW_TO))?;
     if inner.settings.path.is_some() {
         for view in &views {
             drain_one(inner, context, view, sink, parent, &mut drained)?;
         }
         return Ok(drained);
     }
+    add_text(sink, HOW_TO_NAME, newest, HOW_TO)?;
     sink.enter(MANY, &folder)?;
     let mut inside: Vec<Vec<u8>> = Vec::new();
     for view in &views {
@@ -105,24 +104,29 @@ fn drain_one(
         drained.notes.push(format!("{}: {broken} rows break a foreign key, at the source too", description.file));
     }
     let text = description.to_bytes()?;
-    let add_description = |sink: &mut dyn Sink| {
-        let meta = Metadata::stream(view.meta.mtime);
-        sink.file(wire::DESCRIPTION, &meta, Some(text.len() as u64), tree::bytes(text.clone()))
-    };
-    if name.as_slice().cmp(wire::DESCRIPTION) == Ordering::Greater {
-        add_description(sink)?;
+    let mut names = vec![wire::DESCRIPTION, &name];
+    if view.target.below.is_empty() {
+        names.push(HOW_TO_NAME);
     }
-    if reused {
-        sink.reuse(&name, &view.meta)?;
-        context.advance(bytes, description.rows_total());
-    } else {
-        drained.bytes_read += bytes;
-        sink.file(&name, &view.meta, Some(bytes), content(inner, context, view, &description)?)?;
-    }
-    if name.as_slice().cmp(wire::DESCRIPTION) != Ordering::Greater {
-        add_description(sink)?;
+    names.sort_unstable();
+    for entry in names {
+        if entry == wire::DESCRIPTION {
+            add_text(sink, entry, view.meta.mtime, &text)?;
+        } else if entry == HOW_TO_NAME {
+            add_text(sink, entry, view.meta.mtime, HOW_TO)?;
+        } else if reused {
+            sink.reuse(entry, &view.meta)?;
+            context.advance(bytes, description.rows_total());
+        } else {
+            drained.bytes_read += bytes;
+            sink.file(entry, &view.meta, Some(bytes), content(inner, context, view, &description)?)?;
+        }
     }
     Ok(())
+}
+
+fn add_text(sink: &mut dyn Sink, name: &[u8], mtime: FileTime, text: &[u8]) -> Result<()> {
+    sink.file(name, &Metadata::stream(mtime), Some(text.len() as u64), tree::bytes(text))
 }
 
 /// The parent's description, if the files were surely not written since.

@@ -50,6 +50,7 @@ pub static REGISTRATION: Registration = Registration {
     readme: include_str!("README.md"),
     open: |request| Ok(Arc::new(Sqlite::open(request)?)),
     schema: || schemars::schema_for!(Settings),
+    into_folder: config::into_folder,
 };
 
 /// One store of SQLite databases, as the engine sees it.
