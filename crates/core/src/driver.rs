@@ -299,6 +299,16 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Reads the stamp, or `None` if the store has none or does not exist yet.
     async fn read_stamp(&self, context: &Context) -> Result<Option<Stamp>>;
 
+    /// What a restore would overwrite here, for people: `3 files, 1.2 MiB`; `None` if this store
+    /// does not exist yet or is empty. A stamp alone counts as empty.
+    ///
+    /// Asked by plan and fence before anything is written. Its cost must not grow with the data
+    /// beyond a glance: the first thing found is enough. Answering `None` by default is safe only
+    /// because a fresh `restore` refuses what holds data by itself.
+    async fn occupied(&self, _context: &Context) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Runs one statement in the store's language, for the `sql` steps of a pause.
     ///
     /// Called with the operator's own text, never with text from a point. May change the store:

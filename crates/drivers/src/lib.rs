@@ -2,6 +2,8 @@
 //! Stillpoint knows of them.
 
 pub mod memory;
+pub mod sqlite;
+pub mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,10 +40,16 @@ pub struct Registration {
     pub open: fn(&OpenRequest<'_>) -> Result<Arc<dyn Driver>>,
     /// JSON schema of the settings.
     pub schema: fn() -> schemars::Schema,
+    /// The given settings, changed so that the store lies in `folder` and nowhere else: what
+    /// `restore --to` uses. Drops whatever would reach the source, such as credentials.
+    pub into_folder: fn(&Settings, &std::path::Path) -> Settings,
 }
 
+/// Settings of a store as `platform.yaml` has them.
+pub type Settings = BTreeMap<String, serde_json::Value>;
+
 /// Every driver, in the order in which a reader should meet them.
-pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION];
+pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION, &sqlite::REGISTRATION];
 
 /// Finds a driver by name; the error lists the names there are.
 pub fn find(name: &str) -> Result<&'static Registration> {

@@ -47,6 +47,7 @@ pub static REGISTRATION: Registration = Registration {
     readme: include_str!("README.md"),
     open: |request| Ok(Arc::new(Memory::open(request)?)),
     schema: || schemars::schema_for!(Settings),
+    into_folder: |_, folder| [("name".to_owned(), folder.to_string_lossy().into())].into(),
 };
 
 /// One in-process store, as the engine sees it.
@@ -146,5 +147,10 @@ impl Driver for Memory {
 
     async fn read_stamp(&self, _: &Context) -> Result<Option<Stamp>> {
         Ok(client::find(&self.settings.name).ok().and_then(|store| store.stamp()))
+    }
+
+    async fn occupied(&self, _: &Context) -> Result<Option<String>> {
+        let keys = client::find(&self.settings.name).map_or(0, |store| store.view().len());
+        Ok((keys > 0).then(|| format!("{keys} keys")))
     }
 }
