@@ -265,6 +265,10 @@ impl Depot for FsDepot {
         DepotCapability { conditional_create: true, conditional_update: true, versioning: false, object_lock: false }
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn location(&self) -> String {
         self.root.display().to_string()
     }

@@ -137,6 +137,10 @@ impl Depot for MemoryDepot {
         self.capability
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     fn location(&self) -> String {
         "memory".to_owned()
     }

@@ -6,9 +6,13 @@
 //!
 //! Names are relative, `/`-separated, never empty, without `.` and `..` parts.
 
+pub mod contended;
 pub mod fs;
+pub mod layers;
 pub mod memory;
+pub mod object;
 mod prefixed;
+mod probe;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,9 +20,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 
 pub use prefixed::Prefixed;
+pub use probe::probe;
 
 /// An opaque version of one object (etag, generation), for conditional updates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -93,26 +99,65 @@ pub trait Depot: Send + Sync + fmt::Debug {
     /// What this depot can do; probed once and remembered.
     fn capability(&self) -> DepotCapability;
 
+    /// Whether a write mostly waits for a network, so that several at once, beside computing, pay
+    /// off. Layers forward it.
+    fn waits(&self) -> bool {
+        true
+    }
+
     /// Where it is, for people, without secrets: `/srv/backup`, `s3://bucket/prefix`.
     fn location(&self) -> String;
 }
 
-/// Opens the depot that `url` names: `/absolute/path`, `file:///path`, `s3://bucket/prefix`,
-/// `gs://…` or `az://…`, with the layers that every depot gets. Touches nothing yet.
+/// What every depot is opened with, besides its address.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Upload limit in bytes per second; 0 means unlimited.
+    pub upload_bytes_per_second: u64,
+    /// Download limit in bytes per second; 0 means unlimited.
+    pub download_bytes_per_second: u64,
+    /// Cancelling it ends the wait between repetitions.
+    pub context: Context,
+}
+
+/// Opens the depot that `url` names, without bandwidth limits; see [`open_with`].
 pub fn open(
     url: &str,
     options: &BTreeMap<String, String>,
     credentials: &BTreeMap<String, String>,
 ) -> Result<Arc<dyn Depot>> {
-    let (_, _) = (options, credentials);
-    if url.starts_with('/') {
-        return Ok(Arc::new(fs::FsDepot::open(url)?));
+    open_with(url, options, credentials, &OpenOptions::default())
+}
+
+/// Opens the depot that `url` names: `/absolute/path`, `file:///path`, `s3://bucket/prefix`,
+/// `gs://…` or `az://…`, with the layers that every depot gets: tracing, bandwidth, repetition,
+/// and turns where a service lacks conditional writes. Touches nothing yet.
+pub fn open_with(
+    url: &str,
+    options: &BTreeMap<String, String>,
+    credentials: &BTreeMap<String, String>,
+    settings: &OpenOptions,
+) -> Result<Arc<dyn Depot>> {
+    let path =
+        if url.starts_with('/') { Some(url) } else { url.strip_prefix("file://").filter(|p| p.starts_with('/')) };
+    let bare: Arc<dyn Depot> = match path {
+        Some(path) => Arc::new(fs::FsDepot::open(path)?),
+        None if object::is_address(url) => Arc::new(object::open(url, options, credentials)?),
+        None => {
+            return Err(Error::new(Kind::Config, format!("bucket `{url}` is not an address that is understood")).hint(
+                "an absolute path, file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
+            ));
+        }
+    };
+    let mut depot: Arc<dyn Depot> = Arc::new(layers::Trace::new(bare));
+    let (up, down) = (settings.upload_bytes_per_second, settings.download_bytes_per_second);
+    if up > 0 || down > 0 {
+        depot = Arc::new(layers::Bandwidth::new(depot, up, down));
     }
-    if let Some(path) = url.strip_prefix("file://").filter(|path| path.starts_with('/')) {
-        return Ok(Arc::new(fs::FsDepot::open(path)?));
+    if path.is_none() {
+        depot = Arc::new(contended::Contended::new(depot));
     }
-    Err(Error::new(Kind::Config, format!("bucket `{url}` is not an address that is understood"))
-        .hint("an absolute path, file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"))
+    Ok(Arc::new(layers::Retry::new(depot, layers::RetryPolicy::default(), settings.context.clone())))
 }
 
 /// Refuses names that the contract does not allow, so that no depot has to trust its caller.

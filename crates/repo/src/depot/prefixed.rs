@@ -65,6 +65,10 @@ impl Depot for Prefixed {
         self.inner.capability()
     }
 
+    fn waits(&self) -> bool {
+        self.inner.waits()
+    }
+
     fn location(&self) -> String {
         let location = self.inner.location();
         format!("{}/{}", location.trim_end_matches('/'), self.prefix.trim_end_matches('/'))

@@ -1,0 +1,17 @@
+//! Layers: depots that wrap a depot and add one thing each.
+//!
+//! Order matters, outermost first: [`Retry`] repeats what failed below; [`Bandwidth`] slows down;
+//! [`Trace`] sees every attempt. [`TimeOut`] bounds depots that cannot bound themselves, [`Chaos`]
+//! is for tests.
+
+mod bandwidth;
+mod chaos;
+mod retry;
+mod time_out;
+mod trace;
+
+pub use bandwidth::Bandwidth;
+pub use chaos::{Chaos, ChaosPolicy};
+pub use retry::{Retry, RetryPolicy};
+pub use time_out::TimeOut;
+pub use trace::{Trace, TraceCounts, Verb};
