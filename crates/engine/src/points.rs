@@ -66,9 +66,11 @@ impl Listing {
         match matching.as_slice() {
             [one] if text.len() >= PREFIX_CHARS_MIN => Ok(one),
             [] => match self.damaged.iter().find(|(name, _)| name.starts_with(text) && !text.is_empty()) {
-                Some((name, error)) => Err(Error::new(error.kind(), format!("the point `{name}` is there, but damaged"))
-                    .context("reason:", error.message())
-                    .hint("`stillpoint list` shows the points that are whole")),
+                Some((name, error)) => {
+                    Err(Error::new(error.kind(), format!("the point `{name}` is there, but damaged"))
+                        .context("reason:", error.message())
+                        .hint("`stillpoint list` shows the points that are whole"))
+                }
                 None if self.points.is_empty() => Err(self.none(platform, environment)),
                 None => Err(Error::new(Kind::NotFound, format!("there is no point `{text}`"))
                     .hint("`stillpoint list` shows what there is; `latest` names the newest")),
@@ -162,7 +164,7 @@ fn read(bucket: &dyn Depot, repository: &Repository, name: &str) -> Result<Optio
         let message = format!("the folder `{name}` holds the statefile of the point `{}`", point.point);
         return Err(Error::new(Kind::Corrupt, message).hint("someone moved it; move it back"));
     }
-    check(repository, &point)?;
+    check(repository, &point, &bytes)?;
     Ok(Some(point))
 }
 
@@ -177,10 +179,12 @@ pub fn authentication(repository: &Repository, point: &Statefile) -> Result<Stri
 }
 
 /// Checks that the statefile was written by someone who holds the repository's key, and that
-/// nothing in it changed since.
-pub fn check(repository: &Repository, point: &Statefile) -> Result<()> {
+/// nothing in it changed since. `bytes` are those that were read, because an older version's
+/// statefile has other fields than the parsed one.
+pub fn check(repository: &Repository, point: &Statefile, bytes: &[u8]) -> Result<()> {
+    let expected = hex::encode(repository.authenticate(PURPOSE, &Statefile::authenticated_bytes(bytes)?));
     // Both sides are hex of a hash that the reader computes itself; nobody learns by timing it.
-    if authentication(repository, point)? == point.authentication {
+    if expected == point.authentication {
         return Ok(());
     }
     Err(Error::new(Kind::Corrupt, "the statefile was changed after it was written, or belongs to another repository")

@@ -4,9 +4,8 @@
 //! a server is there is found out by the driver.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
-use stillpoint_core::error::{Error, Kind};
+use stillpoint_core::duration;
 use stillpoint_core::id::{EnvironmentName, StoreName};
 use stillpoint_core::platform::API_VERSION;
 
@@ -154,7 +153,7 @@ impl Meaning {
             let node = document.get(section).and_then(|section| section.get(field));
             if let Some(node) = node
                 && let Some(text) = node.text()
-                && let Err(error) = duration(text)
+                && let Err(error) = duration::parse(text)
             {
                 self.add(node, format!("`{section}.{field}`: {}", error.message()), "for example 800ms, 5s, 36h or 7d");
             }
@@ -290,52 +289,9 @@ fn bucket_url(url: &str) -> Result<(), (String, String)> {
     }
 }
 
-/// Reads a duration: numbers with `ms`, `s`, `m`, `h`, `d` or `w`, one after the other: `1h30m`.
-///
-/// # Errors
-/// `Config` if the text is anything else, or zero units long.
-pub fn duration(text: &str) -> Result<Duration, Error> {
-    let bad =
-        || Error::new(Kind::Config, format!("`{text}` is not a duration")).hint("for example 800ms, 5s, 36h or 7d");
-    let mut rest = text.trim();
-    let mut total = Duration::ZERO;
-    if rest.is_empty() {
-        return Err(bad());
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-        let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
-        rest = &rest[digits..];
-        let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let millis: u64 = match &rest[..letters] {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            "w" => 604_800_000,
-            _ => return Err(bad()),
-        };
-        let part = number.checked_mul(millis).map(Duration::from_millis).ok_or_else(bad)?;
-        total = total.checked_add(part).ok_or_else(bad)?;
-        rest = &rest[letters..];
-    }
-    Ok(total)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_have_units() {
-        assert_eq!(duration("800ms").expect("valid"), Duration::from_millis(800));
-        assert_eq!(duration("1h30m").expect("valid"), Duration::from_secs(5400));
-        assert_eq!(duration("7d").expect("valid"), Duration::from_secs(604_800));
-        for bad in ["", "5", "s", "5 s", "-5s", "5x", "99999999999999999999s", "18446744073709551615w"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn bucket_addresses_hold_no_credentials() {

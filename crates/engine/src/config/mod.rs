@@ -16,7 +16,6 @@ use stillpoint_core::platform::Platform;
 
 use crate::secrets::Secrets;
 pub use located::Place;
-pub use meaning::duration;
 pub use mistake::{Mistake, Mistakes, nearest};
 
 /// The file's usual name.

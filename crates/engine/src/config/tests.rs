@@ -106,7 +106,7 @@ fn meaning() {
     expect(
         "references:",
         "cut: { pauseBudget: soon }\nreferences:",
-        "15:21 `cut.pauseBudget`: `soon` is not a duration",
+        "15:21 `cut.pauseBudget`: `soon` is not a span of time",
     );
     expect("references:", "retention: { within: 7 days }\nreferences:", "15:22 `retention.within`");
     expect("/srv/backup", "backup", "5:8 `backup` is not an absolute path or an address");

@@ -1,0 +1,41 @@
+//! `stillpoint prune`
+
+use clap::Args;
+use stillpoint_core::Result;
+use stillpoint_engine::ops::prune::{self, PruneSummary, UNUSED_PERCENT_DEFAULT};
+
+use crate::app::{App, Outcome};
+use crate::render;
+
+/// Free the space that no point needs any more.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillpoint prune --dry-run      say what would be freed
+  stillpoint prune
+  stillpoint prune --max-unused 0 rewrite everything that holds anything unused")]
+pub struct Arguments {
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Unused data that may stay, in percent of the used; less means more rewriting.
+    #[arg(long, value_name = "PERCENT", default_value_t = UNUSED_PERCENT_DEFAULT)]
+    max_unused: f64,
+}
+
+/// Runs the verb.
+pub fn run(arguments: &Arguments, app: &App) -> Result<Outcome> {
+    let report = prune::run(&app.session()?, arguments.dry_run, arguments.max_unused, &app.context)?;
+    Outcome::done(screen(&report), &report)
+}
+
+fn screen(report: &PruneSummary) -> String {
+    let (would, nothing) = if report.dry_run { ("would be ", "Nothing was changed.\n") } else { ("", "") };
+    format!(
+        "{}\n  {would}freed {} · {} {would}deleted · {} {would}rewritten\n{nothing}",
+        report.bucket,
+        render::bytes(report.bytes_freed),
+        render::plural(report.packs_deleted, "pack", "packs"),
+        render::count(report.packs_rewritten),
+    )
+}
