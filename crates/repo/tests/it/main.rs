@@ -1,0 +1,8 @@
+//! Everything about repositories and depots that needs more than one module: one binary, so that
+//! it links once.
+
+#![allow(clippy::unwrap_used, clippy::let_underscore_must_use, missing_docs)]
+
+mod depot;
+mod restic;
+mod support;
