@@ -49,6 +49,11 @@ impl<E: Keyed> Table<E> {
 
     /// All entries of `id`.
     pub(crate) fn get<'t>(&'t self, id: &'t Id) -> impl Iterator<Item = &'t E> {
+        self.numbered(id).map(|(_, entry)| entry)
+    }
+
+    /// All entries of `id`, each with its place in the order of [`Table::iter`].
+    pub(crate) fn numbered<'t>(&'t self, id: &'t Id) -> impl Iterator<Item = (usize, &'t E)> {
         let mask = self.slots.len().wrapping_sub(1);
         let mut slot = if self.slots.is_empty() { 0 } else { self.home(id) };
         std::iter::from_fn(move || {
@@ -60,7 +65,7 @@ impl<E: Keyed> Table<E> {
                 slot = (slot + 1) & mask;
                 let entry = self.entry(number);
                 if entry.id() == id {
-                    return Some(entry);
+                    return Some((number as usize - 1, entry));
                 }
             }
         })
@@ -205,6 +210,17 @@ impl Index {
     /// Every place that a blob lies at; most have one.
     pub(crate) fn locations<'i>(&'i self, kind: BlobKind, id: &'i Id) -> impl Iterator<Item = Location> {
         self.blobs.get(id).filter(move |slot| slot.kind() == kind).map(|slot| self.location(slot))
+    }
+
+    /// Like [`Index::locations`], each with its place in the order of [`Index::iter`], by which whoever
+    /// marks blobs can keep a bit for each.
+    pub(crate) fn numbered<'i>(
+        &'i self,
+        kind: BlobKind,
+        id: &'i Id,
+    ) -> impl Iterator<Item = (usize, Location)> {
+        let of_kind = self.blobs.numbered(id).filter(move |(_, slot)| slot.kind() == kind);
+        of_kind.map(|(number, slot)| (number, self.location(slot)))
     }
 
     /// One place that a blob lies at.

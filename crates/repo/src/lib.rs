@@ -25,11 +25,11 @@ mod tree;
 mod unpacked;
 
 pub use backup::{Backup, BackupOptions, BackupSummary, Compression, SnapshotMeta, StoreSink, StoreSummary};
-pub use check::{CheckReport, CheckRequest, Data};
+pub use check::{CheckReport, CheckRequest, Data, Suffering};
 pub use copy::CopyReport;
 pub use format::id::Id;
 pub use format::snapshot::{Snapshot, SnapshotId};
 pub use key::{KeyFile, Unlock};
-pub use keys::KeyInfo;
+pub use keys::{KeyInfo, recovery_sheet};
 pub use prune::{PruneReport, PruneRequest};
 pub use repository::{InitOptions, Repository};

@@ -7,7 +7,7 @@
 //! only a depot that cannot be read at all is an `Err`.
 
 mod content;
-mod packs;
+pub(crate) mod packs;
 mod walk;
 
 use std::collections::HashSet;

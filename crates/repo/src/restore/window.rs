@@ -119,11 +119,11 @@ impl Window {
             context.advance(0, 1);
         }
         let name_of = |piece: &Piece| shown(&self.slots[piece.slot as usize].name);
-        fetch(loader.repository(), &self.packs, &self.pieces, context, &name_of, &|pieces, plain| {
+        fetch(loader.repository(), loader.index(), &self.packs, &self.pieces, context, &name_of, &|pieces, blob| {
             for piece in pieces {
                 let last = self.slots[piece.slot as usize].left.load(Ordering::Relaxed) == 1;
-                files.write(piece.slot, piece.offset, plain)?;
-                context.advance(plain.len() as u64, u64::from(last));
+                files.write(piece.slot, piece.offset, blob.plain)?;
+                context.advance(blob.plain.len() as u64, u64::from(last));
             }
             Ok(())
         })?;

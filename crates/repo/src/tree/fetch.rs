@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use stillpoint_core::driver::Context;
-use stillpoint_core::{Error, Result};
+use stillpoint_core::{Error, Kind, Result};
 
 use super::decode::Decoder;
 use crate::format::pack::PackEntry;
+use crate::index::{Index, Location};
 use crate::unpacked::FileKind;
 use crate::{Id, Repository};
 
@@ -34,8 +36,18 @@ pub(crate) trait Wanted: Sync {
     fn entry(&self) -> &PackEntry;
 }
 
-/// What a verified blob is handed to, with everything that needs it: plain bytes.
-pub(crate) type Visit<'v, W> = dyn Fn(&[W], &[u8]) -> Result<()> + Sync + 'v;
+/// A blob that was verified.
+pub(crate) struct Blob<'b> {
+    /// Where it was found: of several copies maybe another one than was asked for.
+    pub(crate) entry: &'b PackEntry,
+    /// As it lies in the pack.
+    pub(crate) sealed: &'b [u8],
+    /// As its id says.
+    pub(crate) plain: &'b [u8],
+}
+
+/// What a verified blob is handed to, with everything that needs it.
+pub(crate) type Visit<'v, W> = dyn Fn(&[W], &Blob<'_>) -> Result<()> + Sync + 'v;
 
 /// Reads the blob of every item and hands it to `visit`, from several threads. `wanted` is sorted
 /// by pack and offset; `packs` names the packs by number. `name_of` tells people who suffers from a damaged blob.
@@ -44,6 +56,7 @@ pub(crate) type Visit<'v, W> = dyn Fn(&[W], &[u8]) -> Result<()> + Sync + 'v;
 /// `Corrupt` if a blob is not what its id says, also when read again; else the first error.
 pub(crate) fn fetch<W: Wanted>(
     repository: &Repository,
+    index: &Index,
     packs: &[Id],
     wanted: &[W],
     context: &Context,
@@ -60,7 +73,7 @@ pub(crate) fn fetch<W: Wanted>(
         {
             let result = context.check().and_then(|()| {
                 let pack = FileKind::Pack.name(&packs[wanted[run.start].pack() as usize]);
-                carry_out(repository, &mut decoder, &pack, &wanted[run], name_of, visit)
+                carry_out(repository, index, &mut decoder, &pack, &wanted[run], name_of, visit)
             });
             if let Err(error) = result {
                 shared.stop.store(true, Ordering::Relaxed);
@@ -91,7 +104,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn workers(repository: &Repository, name: &str) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let begin = Instant::now();
-    repository.depot().read_range(name, 0, 1)?;
+    match repository.depot().read_range(name, 0, 1) {
+        Err(error) if !matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => return Err(error),
+        _ => {}
+    }
     Ok(if begin.elapsed() < NEAR { cores } else { cores.max(FAR_WORKERS) })
 }
 
@@ -119,6 +135,7 @@ fn next_run<W: Wanted>(cursor: &mut usize, wanted: &[W]) -> Option<Range<usize>>
 /// Reads, decodes and hands out one run.
 fn carry_out<W: Wanted>(
     repository: &Repository,
+    index: &Index,
     decoder: &mut Decoder,
     pack: &str,
     run: &[W],
@@ -127,7 +144,12 @@ fn carry_out<W: Wanted>(
 ) -> Result<()> {
     let base = u64::from(run[0].entry().offset);
     let end = run.iter().map(|item| u64::from(item.entry().offset) + u64::from(item.entry().length)).max();
-    let data = repository.depot().read_range(pack, base, end.unwrap_or(base) - base)?;
+    let length = end.unwrap_or(base) - base;
+    let data = match repository.depot().read_range(pack, base, length) {
+        // Each blob is looked for elsewhere below.
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => Bytes::new(),
+        other => other?,
+    };
     // The same blob may be wanted in many places; it is decoded once.
     let mut entries: Vec<PackEntry> = Vec::new();
     let mut groups: Vec<Range<usize>> = Vec::new();
@@ -149,27 +171,59 @@ fn carry_out<W: Wanted>(
             if decoded.failures.iter().any(|(bad, _)| *bad == number - from) {
                 failed.push(number);
             } else {
-                visit(&run[groups[number].clone()], decoded.plain(number - from))?;
+                let entry = &entries[number];
+                let plain = decoded.plain(number - from);
+                let blob = Blob { entry, sealed: sealed(&data, base, entry), plain };
+                visit(&run[groups[number].clone()], &blob)?;
             }
         }
         for number in failed {
-            let entry = entries[number];
-            let plain = read_again(repository, decoder, pack, entry).map_err(|error| {
-                error.context("needed by", name_of(&run[groups[number].start])).context("pack", pack)
-            })?;
-            visit(&run[groups[number].clone()], plain)?;
+            let group = groups[number].clone();
+            look_elsewhere(repository, index, decoder, &entries[number], &|blob| visit(&run[group.clone()], blob))
+                .map_err(|error| match error.kind() {
+                    Kind::Corrupt => error.context("needed by", name_of(&run[group.start])),
+                    _ => error,
+                })?;
         }
         from = to;
     }
     Ok(())
 }
 
-/// Reads one blob once more, as what came over a wire may have been torn on the way.
-fn read_again<'d>(repository: &Repository, decoder: &'d mut Decoder, pack: &str, entry: PackEntry) -> Result<&'d [u8]> {
-    let data = repository.depot().read_range(pack, entry.offset.into(), entry.length.into())?;
-    let mut decoded = decoder.decode(repository.cipher(), &data, entry.offset.into(), &[entry], None);
-    match decoded.failures.pop() {
-        Some((_, error)) => Err(error.hint("`stillpoint check --data` lists everything that is damaged")),
-        None => Ok(decoded.plain(0)),
+/// The sealed bytes of a blob that decoded well, so that they are known to be there.
+fn sealed<'d>(data: &'d [u8], base: u64, entry: &PackEntry) -> &'d [u8] {
+    let from = (u64::from(entry.offset) - base) as usize;
+    &data[from..from + entry.length as usize]
+}
+
+/// Reads one blob once more, as what came over a wire may have been torn on the way, and wherever
+/// else a copy of it lies.
+fn look_elsewhere(
+    repository: &Repository,
+    index: &Index,
+    decoder: &mut Decoder,
+    wanted: &PackEntry,
+    visit: &dyn Fn(&Blob<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut failure = Error::new(Kind::Corrupt, "a blob is in no pack").context("blob", wanted.id);
+    for Location { pack, entry } in index.locations(wanted.kind, &wanted.id) {
+        let name = FileKind::Pack.name(&pack);
+        let base = u64::from(entry.offset);
+        let data = match repository.depot().read_range(&name, base, entry.length.into()) {
+            Err(error) if error.kind() == Kind::NotFound => {
+                failure = Error::new(Kind::Corrupt, format!("the pack {name} is missing")).source(error);
+                continue;
+            }
+            other => other?,
+        };
+        let mut decoded = decoder.decode(repository.cipher(), &data, base, &[entry], None);
+        match decoded.failures.pop() {
+            Some((_, error)) => failure = error.context("pack", name),
+            None => {
+                let sealed = sealed(&data, base, &entry);
+                return visit(&Blob { entry: &entry, sealed, plain: decoded.plain(0) });
+            }
+        }
     }
+    Err(failure.hint("`stillpoint check --data` lists everything that is damaged or missing"))
 }
