@@ -1,7 +1,9 @@
 //! One folder per kind of store, and the registry: the list below is all that the rest of
 //! Stillpoint knows of them.
 
+pub mod files;
 pub mod memory;
+pub mod place;
 pub mod sqlite;
 pub mod watch;
 
@@ -49,7 +51,7 @@ pub struct Registration {
 pub type Settings = BTreeMap<String, serde_json::Value>;
 
 /// Every driver, in the order in which a reader should meet them.
-pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION, &sqlite::REGISTRATION];
+pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION, &files::REGISTRATION, &sqlite::REGISTRATION];
 
 /// Finds a driver by name; the error lists the names there are.
 pub fn find(name: &str) -> Result<&'static Registration> {

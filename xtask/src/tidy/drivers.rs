@@ -12,12 +12,17 @@ const EXTRA: &[(&str, &str)] = &[
     ("objects", "keys.rs"),
     // The spool of the walk before the cut, merge-joined in the drain.
     ("files", "spool.rs"),
+    // Walk and judgement serve cut, drain and references alike.
+    ("files", "walk.rs"),
+    // What file systems keep: btrfs, LVM, reflink.
+    ("files", "snapshot.rs"),
 ];
 
 /// Complains about missing and about foreign files, and about drivers without registry line.
 pub fn check(root: &Path) -> Result<Vec<String>, String> {
     let home = root.join("crates/drivers/src");
-    let registry = std::fs::read_to_string(home.join("lib.rs")).map_err(|error| format!("drivers/src/lib.rs: {error}"))?;
+    let registry =
+        std::fs::read_to_string(home.join("lib.rs")).map_err(|error| format!("drivers/src/lib.rs: {error}"))?;
     let mut complaints = Vec::new();
     for entry in std::fs::read_dir(&home).map_err(|error| format!("crates/drivers/src: {error}"))? {
         let entry = entry.map_err(|error| format!("crates/drivers/src: {error}"))?;

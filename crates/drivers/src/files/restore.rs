@@ -1,0 +1,457 @@
+//! The way back: extract beside, swap by rename, keep the old; verify; and the stamp.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, renameat_with, utimensat};
+use rustix::io::Errno;
+use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored, Verification};
+use stillpoint_core::error::{Error, IoContext, Kind, Result};
+use stillpoint_core::position::Stamp;
+use stillpoint_core::tree::{Existing, ExtractOptions, Metadata, NodeKind, Tree, TreePath};
+
+use super::config::{Checked, OWN_PREFIX, Place};
+use super::drain::{DATA, ROOTS};
+
+const STAMP: &str = ".stillpoint-stamp.json";
+const STAMP_BYTES_MAX: u64 = 64 * 1024;
+
+/// Restores all places, or the one that the part lies in.
+pub(super) fn restore(
+    checked: &Checked,
+    context: &Context,
+    source: &dyn Tree,
+    request: &RestoreRequest,
+) -> Result<Restored> {
+    context.check()?;
+    if !is_plain(&request.restore) {
+        return Err(Error::new(Kind::Config, format!("`{}` cannot be part of a file name", request.restore)));
+    }
+    check_shape(checked, source)?;
+    let work = Work { context, source, request, restored: Restored::default() };
+    match &request.part {
+        Some(part) => work.part(checked, part),
+        None => work.whole(checked),
+    }
+}
+
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+/// Where a place's content is in the point.
+fn tree_path(place: &Place) -> Result<TreePath> {
+    match &place.label {
+        None => TreePath::root().join(DATA.as_bytes()),
+        Some(label) => TreePath::root().join(ROOTS.as_bytes())?.join(label.as_bytes()),
+    }
+}
+
+/// Refuses a point of another shape than the settings: nothing may be left out silently.
+fn check_shape(checked: &Checked, source: &dyn Tree) -> Result<()> {
+    for place in &checked.places {
+        let path = tree_path(place)?;
+        if source.get(&path)?.is_none_or(|node| node.kind != NodeKind::Dir) {
+            let message = format!("the point holds no directory `{path}` of this store");
+            return Err(Error::new(Kind::NotFound, message)
+                .hint("`path` restores a store that had `path`; `paths` needs the same names as the source"));
+        }
+    }
+    let roots = TreePath::root().join(ROOTS.as_bytes())?;
+    if checked.places[0].label.is_none() || source.get(&roots)?.is_none() {
+        return Ok(());
+    }
+    source.list(&roots, &mut |node| {
+        let is_known = |place: &Place| place.label.as_deref().is_some_and(|label| label.as_bytes() == node.name);
+        if checked.places.iter().any(is_known) {
+            return Ok(true);
+        }
+        let name = String::from_utf8_lossy(&node.name).into_owned();
+        Err(Error::new(Kind::Config, format!("the point holds `{name}`, for which `paths` has no place"))
+            .hint(format!("paths: {{ {name}: /where/it/belongs }}")))
+    })
+}
+
+struct Work<'a> {
+    context: &'a Context,
+    source: &'a dyn Tree,
+    request: &'a RestoreRequest,
+    restored: Restored,
+}
+
+impl Work<'_> {
+    fn whole(mut self, checked: &Checked) -> Result<Restored> {
+        if self.request.mode == RestoreMode::Fresh {
+            for place in &checked.places {
+                refuse_content(&place.path)?;
+            }
+        }
+        // Everything is extracted before anything is swapped: a failure has changed nothing yet.
+        let mut beside = Vec::new();
+        for place in &checked.places {
+            self.context.check()?;
+            let folder = Beside::make(&place.path, self.request)?;
+            self.extract(&tree_path(place)?, &folder.path)?;
+            beside.push(folder);
+        }
+        self.context.check()?;
+        for (place, folder) in checked.places.iter().zip(beside) {
+            self.restored.kept_old.extend(folder.swap_in(&place.path, self.request)?);
+        }
+        Ok(self.restored)
+    }
+
+    /// Restores one file or directory, named as in the tree or relative to the store's directory.
+    fn part(mut self, checked: &Checked, part: &TreePath) -> Result<Restored> {
+        let (place, below) = locate(checked, part)?;
+        let mut in_tree = tree_path(place)?;
+        for name in &below {
+            in_tree.push(name)?;
+        }
+        let node = self.source.get(&in_tree)?.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("the point holds no `{part}`"))
+                .hint("name a path relative to the store's directory")
+        })?;
+        if self.request.mode == RestoreMode::Fresh {
+            refuse_content(&place.path)?;
+        }
+        let Some((last, folders)) = below.split_last() else {
+            return Err(Error::new(Kind::Config, "the part is the whole store").hint("leave the part out"));
+        };
+        let mut folder = place.path.clone();
+        folder.extend(folders.iter().map(|name| OsStr::from_bytes(name)));
+        refuse_links(&place.path, &folder)?;
+        fs::create_dir_all(&folder).or_io(|| format!("cannot make `{}`", folder.display()))?;
+        let target = folder.join(OsStr::from_bytes(last));
+        let beside = Beside::make(&place.path.join("part"), self.request)?;
+        let made = beside.path.join("part");
+        match &node.kind {
+            NodeKind::Dir => self.extract(&in_tree, &made)?,
+            NodeKind::File { .. } => self.write_file(&in_tree, &node.meta, &made)?,
+            NodeKind::Symlink { target } => {
+                std::os::unix::fs::symlink(OsStr::from_bytes(target), &made)
+                    .or_io(|| format!("cannot make `{}`", made.display()))?;
+                self.restored.items += 1;
+            }
+            _ => return Err(Error::new(Kind::Unsupported, format!("`{part}` is a special file"))),
+        }
+        if fs::symlink_metadata(&target).is_ok() {
+            let kept = place.path.join(format!("{OWN_PREFIX}before-{}", self.request.restore));
+            fs::create_dir_all(&kept).or_io(|| format!("cannot make `{}`", kept.display()))?;
+            let kept = kept.join(OsStr::from_bytes(last));
+            rename(&target, &kept)?;
+            self.restored.kept_old.push(kept.display().to_string());
+        }
+        rename(&made, &target)?;
+        Ok(self.restored)
+    }
+
+    fn extract(&mut self, from: &TreePath, to: &Path) -> Result<()> {
+        let owners = rustix::process::geteuid().is_root();
+        let options = ExtractOptions { existing: Existing::Refuse, owners };
+        let extracted = self.source.extract(from, to, &options)?;
+        self.context.advance(extracted.bytes, extracted.files);
+        self.restored.items += extracted.files;
+        self.restored.bytes += extracted.bytes;
+        let losses = extracted.losses.into_iter();
+        self.restored.losses.extend(losses.map(|what| Loss { what, why: "cannot be reproduced here".to_owned() }));
+        if let Some(node) = self.source.get(from)? {
+            dress(to, &node.meta, owners)?;
+        }
+        Ok(())
+    }
+
+    fn write_file(&mut self, from: &TreePath, meta: &Metadata, to: &Path) -> Result<()> {
+        let failed = || format!("cannot write `{}`", to.display());
+        let mut file = fs::File::create_new(to).or_io(failed)?;
+        let bytes = std::io::copy(&mut self.source.open(from)?, &mut file).or_io(failed)?;
+        file.sync_all().or_io(failed)?;
+        self.context.advance(bytes, 1);
+        self.restored.items += 1;
+        self.restored.bytes += bytes;
+        dress(to, meta, rustix::process::geteuid().is_root())
+    }
+}
+
+/// Mode, owner, attributes and times of one file or directory.
+fn dress(path: &Path, meta: &Metadata, owners: bool) -> Result<()> {
+    let failed = || format!("cannot set the attributes of `{}`", path.display());
+    if owners {
+        std::os::unix::fs::lchown(path, Some(meta.uid), Some(meta.gid)).or_io(failed)?;
+    }
+    for (name, value) in &meta.xattrs {
+        let name = OsStr::from_bytes(name);
+        match xattr::set(path, name, value) {
+            Err(error) if Errno::from_io_error(&error) != Some(Errno::NOTSUP) => return Err(error).or_io(failed),
+            _ => {}
+        }
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(meta.mode)).or_io(failed)?;
+    set_time(path, meta.mtime.seconds, meta.mtime.nanos.into())
+}
+
+fn set_time(path: &Path, seconds: i64, nanos: i64) -> Result<()> {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos };
+    let times = Timestamps { last_access: time, last_modification: time };
+    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(std::io::Error::from)
+        .or_io(|| format!("cannot set the time of `{}`", path.display()))
+}
+
+/// Finds the place that a part lies in, and the names below it.
+fn locate<'a>(checked: &'a Checked, part: &TreePath) -> Result<(&'a Place, Vec<Vec<u8>>)> {
+    let names = part.names();
+    let first = &checked.places[0];
+    if first.label.is_none() {
+        let below = if names.first().is_some_and(|name| name == DATA.as_bytes()) { &names[1..] } else { names };
+        return Ok((first, below.to_vec()));
+    }
+    let names = if names.first().is_some_and(|name| name == ROOTS.as_bytes()) { &names[1..] } else { names };
+    let label = names.first().map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default();
+    let place = checked.places.iter().find(|place| place.label.as_deref() == Some(label.as_str()));
+    let place = place.ok_or_else(|| Error::new(Kind::NotFound, format!("the store has no place `{label}`")))?;
+    Ok((place, names[1..].to_vec()))
+}
+
+/// Fails if the directory holds anything but our stamp.
+fn refuse_content(path: &Path) -> Result<()> {
+    let listed = match fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.or_io(|| format!("cannot list `{}`", path.display()))?,
+    };
+    for entry in listed {
+        let name = entry.or_io(|| format!("cannot list `{}`", path.display()))?.file_name();
+        if !is_own(&name) {
+            return Err(Error::new(Kind::AlreadyExists, format!("`{}` is not empty", path.display()))
+                .context("it holds", name.display())
+                .hint("restore into an empty directory, or in place if the old content is to be replaced"));
+        }
+    }
+    Ok(())
+}
+
+/// What the store's directories hold, for people; `None` if nothing but our own names.
+pub(super) fn occupied(checked: &Checked) -> Result<Option<String>> {
+    let mut held = Vec::new();
+    for place in &checked.places {
+        let found = match names(&place.path) {
+            Err(error) if error.kind() == Kind::NotFound => continue,
+            found => found?.into_iter().filter(|name| !is_own(name)).count(),
+        };
+        if found > 0 {
+            held.push(format!("{found} entries in `{}`", place.path.display()));
+        }
+    }
+    Ok((!held.is_empty()).then(|| held.join(", ")))
+}
+
+fn is_own(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(OWN_PREFIX.as_bytes())
+}
+
+/// Refuses to write through a link: it may lead out of the place.
+fn refuse_links(top: &Path, folder: &Path) -> Result<()> {
+    for above in folder.ancestors().take_while(|above| *above != top) {
+        if above.is_symlink() {
+            return Err(Error::new(Kind::Unsupported, format!("`{}` is a link", above.display())));
+        }
+    }
+    Ok(())
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).or_io(|| format!("cannot rename `{}` to `{}`", from.display(), to.display()))
+}
+
+/// A folder on the same file system as the target, filled before it is swapped in. Removed with
+/// all it holds if the restore does not come to that.
+struct Beside {
+    path: PathBuf,
+    /// Whether the target is a mount point: it cannot be renamed, its content is swapped instead.
+    is_within: bool,
+    is_done: bool,
+}
+
+impl Beside {
+    fn make(target: &Path, request: &RestoreRequest) -> Result<Self> {
+        let parent = target.parent().ok_or_else(|| Error::internal("a place has a parent"))?;
+        fs::create_dir_all(parent).or_io(|| format!("cannot make `{}`", parent.display()))?;
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_within = is_mount_point(target);
+        let home = if is_within { target } else { parent };
+        let path = home.join(format!("{OWN_PREFIX}{name}-{}", request.restore));
+        // Left by an attempt of the same restore that died: nothing in it was ever in use.
+        if path.is_dir() {
+            fs::remove_dir_all(&path).or_io(|| format!("cannot remove `{}`", path.display()))?;
+        }
+        fs::create_dir(&path).or_io(|| format!("cannot make `{}`", path.display()))?;
+        Ok(Self { path, is_within, is_done: false })
+    }
+
+    /// Puts the folder in the target's place; returns where the old content is, if there was any.
+    fn swap_in(mut self, target: &Path, request: &RestoreRequest) -> Result<Option<String>> {
+        sync(&self.path)?;
+        let kept = if self.is_within { self.swap_within(target, request)? } else { self.swap_beside(target, request)? };
+        self.is_done = !self.is_within;
+        sync(target)?;
+        Ok(kept)
+    }
+
+    fn swap_beside(&self, target: &Path, request: &RestoreRequest) -> Result<Option<String>> {
+        let holds_content = fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some());
+        if !holds_content {
+            // An empty directory may be renamed over, an absent one anyway.
+            return rename(&self.path, target).map(|()| None);
+        }
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kept = target.with_file_name(format!("{name}.before-{}", request.restore));
+        if fs::symlink_metadata(&kept).is_ok() {
+            return Err(Error::new(Kind::AlreadyExists, format!("`{}` is there already", kept.display())));
+        }
+        match renameat_with(CWD, &self.path, CWD, target, RenameFlags::EXCHANGE) {
+            Ok(()) => rename(&self.path, &kept)?,
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                rename(target, &kept)?;
+                if let Err(error) = rename(&self.path, target) {
+                    rename(&kept, target)?;
+                    return Err(error);
+                }
+            }
+            Err(errno) => {
+                return Err(Error::io(format!("cannot swap `{}` in", target.display()), errno.into()));
+            }
+        }
+        Ok(Some(kept.display().to_string()))
+    }
+
+    /// Moves the old entries into a folder of ours and the new ones up; undone at the first failure.
+    fn swap_within(&self, target: &Path, request: &RestoreRequest) -> Result<Option<String>> {
+        let kept = target.join(format!("{OWN_PREFIX}before-{}", request.restore));
+        let mut moved: Vec<(PathBuf, PathBuf)> = Vec::new();
+        let mut move_all = |from: &Path, to: &Path| -> Result<()> {
+            for name in names(from)?.into_iter().filter(|name| !is_own(name)) {
+                rename(&from.join(&name), &to.join(&name))?;
+                moved.push((from.join(&name), to.join(&name)));
+            }
+            Ok(())
+        };
+        let holds_content = names(target)?.iter().any(|name| !is_own(name));
+        if holds_content {
+            fs::create_dir(&kept).or_io(|| format!("cannot make `{}`", kept.display()))?;
+        }
+        if let Err(error) = move_all(target, &kept).and_then(|()| move_all(&self.path, target)) {
+            for (from, to) in moved.iter().rev() {
+                rename(to, from)?;
+            }
+            return Err(error);
+        }
+        let meta = fs::metadata(&self.path).or_io(|| format!("cannot look at `{}`", self.path.display()))?;
+        fs::set_permissions(target, meta.permissions())
+            .or_io(|| format!("cannot set the mode of `{}`", target.display()))?;
+        set_time(target, meta.mtime(), meta.mtime_nsec())?;
+        Ok(holds_content.then(|| kept.display().to_string()))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if !self.is_done {
+            // What cannot be removed stays under a name of ours, which no drain takes for content.
+            drop(fs::remove_dir_all(&self.path));
+        }
+    }
+}
+
+fn names(folder: &Path) -> Result<Vec<OsString>> {
+    let failed = || format!("cannot list `{}`", folder.display());
+    fs::read_dir(folder).or_io(failed)?.map(|entry| Ok(entry.or_io(failed)?.file_name())).collect()
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let (Ok(own), Some(Ok(above))) = (fs::metadata(path), path.parent().map(fs::metadata)) else { return false };
+    own.dev() != above.dev()
+}
+
+fn sync(folder: &Path) -> Result<()> {
+    let failed = || format!("cannot sync `{}`", folder.display());
+    fs::File::open(folder).or_io(failed)?.sync_all().or_io(failed)
+}
+
+/// Compares every byte, without our own names and what the settings leave out.
+pub(super) fn verify(checked: &Checked, context: &Context, source: &dyn Tree) -> Result<Verification> {
+    check_shape(checked, source)?;
+    let mut verification = Verification::default();
+    for place in &checked.places {
+        context.check()?;
+        let path = tree_path(place)?;
+        verification.checked += count(source, &path, context)?;
+        let found = source.compare(&path, &place.path)?;
+        let counts = |difference: &stillpoint_core::tree::Difference| {
+            let path = Path::new(difference.path.trim_start_matches('/'));
+            !checked.is_excluded(path)
+        };
+        verification
+            .differences
+            .extend(found.iter().filter(|found| counts(found)).map(|found| format!("{}: {}", found.path, found.what)));
+    }
+    verification.differences.truncate(100);
+    Ok(verification)
+}
+
+/// Counts what is no directory, with one folder's entries in memory per level.
+fn count(source: &dyn Tree, path: &TreePath, context: &Context) -> Result<u64> {
+    context.check()?;
+    let mut files = 0;
+    let mut folders = Vec::new();
+    source.list(path, &mut |node| {
+        if node.kind == NodeKind::Dir {
+            folders.push(node.name)
+        } else {
+            files += 1
+        }
+        Ok(true)
+    })?;
+    for name in folders {
+        files += count(source, &path.join(&name)?, context)?;
+    }
+    Ok(files)
+}
+
+/// Plants the stamp at the top of the first place, and leaves the directory's time as it was.
+pub(super) fn stamp(checked: &Checked, stamp: &Stamp) -> Result<()> {
+    let top = &checked.places[0].path;
+    let failed = || format!("cannot write the stamp into `{}`", top.display());
+    let before = fs::metadata(top).or_io(failed)?;
+    let text = serde_json::to_vec_pretty(stamp).map_err(|error| Error::internal("a stamp serializes").source(error))?;
+    let mut file = tempfile::Builder::new().prefix(OWN_PREFIX).tempfile_in(top).or_io(failed)?;
+    std::io::Write::write_all(&mut file, &text).or_io(failed)?;
+    fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644)).or_io(failed)?;
+    file.as_file().sync_all().or_io(failed)?;
+    file.persist(top.join(STAMP)).map_err(|error| error.error).or_io(failed)?;
+    sync(top)?;
+    set_time(top, before.mtime(), before.mtime_nsec())
+}
+
+/// Reads the stamp; `None` if there is none, or no directory.
+pub(super) fn read_stamp(checked: &Checked) -> Result<Option<Stamp>> {
+    let path = checked.places[0].path.join(STAMP);
+    let failed = || format!("cannot read `{}`", path.display());
+    let text = match fs::File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => return Ok(None),
+        file => {
+            let mut text = String::new();
+            let mut limited = std::io::Read::take(file.or_io(failed)?, STAMP_BYTES_MAX);
+            std::io::Read::read_to_string(&mut limited, &mut text).or_io(failed)?;
+            text
+        }
+    };
+    serde_json::from_str(&text).map(Some).map_err(|error| {
+        Error::new(Kind::Corrupt, format!("`{}` is no stamp", path.display()))
+            .hint("whoever wrote it must say to which environment this directory belongs")
+            .source(error)
+    })
+}
