@@ -183,7 +183,7 @@ pub(crate) fn create(depot: &dyn Depot, master: &MasterKey, unlock: &Unlock, lab
     };
     let json = key.to_json();
     let id = Id(Sha256::digest(&json).into());
-    depot.write(&FileKind::Key.name(&id), &[&json], &WriteMode::Create)?;
+    depot.write(&FileKind::Key.name(&id), &[&json], &WriteMode::Replace)?;
     Ok((id, key))
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn save(depot: &dyn Depot, cipher: &Cipher, kind: FileKind, json: &[u
     message.extend_from_slice(&frame);
     let sealed = cipher.seal(&message)?;
     let id = Id(Sha256::digest(&sealed).into());
-    depot.write(&kind.name(&id), &[&sealed], &WriteMode::Create)?;
+    depot.write(&kind.name(&id), &[&sealed], &WriteMode::Replace)?;
     Ok(id)
 }
 
