@@ -13,7 +13,7 @@ use stillpoint_core::error::{Error, Kind};
 use stillpoint_core::id::{EnvironmentName, StoreName};
 use stillpoint_core::platform::{Platform, Secret};
 use stillpoint_drivers::OpenRequest;
-use stillpoint_repo::depot::{self, Depot, Prefixed};
+use stillpoint_repo::depot::{self, Depot, OpenOptions, Prefixed};
 use stillpoint_repo::{KeyFile, Repository, Unlock};
 
 use crate::config::{Config, nearest};
@@ -21,6 +21,9 @@ use crate::secrets::Secrets;
 
 /// Where the repository lies in the bucket.
 pub const REPOSITORY_PREFIX: &str = "repo/";
+
+/// Bytes of a MiB, in which limits are given.
+const MIB: u64 = 1 << 20;
 
 /// What the text of every key file begins with.
 const KEY_FILE_BEGIN: &str = "stillpoint-key-";
@@ -90,7 +93,13 @@ pub fn bucket(config: &Config) -> Result<Arc<dyn Depot>> {
         let value = config.secrets.resolve(secret).map_err(|error| error.context("for bucket.credentials.", name))?;
         credentials.insert(name.clone(), value);
     }
-    depot::open(&bucket.url, &bucket.options, &credentials)
+    let limits = &config.platform.limits;
+    let options = OpenOptions {
+        upload_bytes_per_second: limits.upload_mib_per_second.saturating_mul(MIB),
+        download_bytes_per_second: limits.download_mib_per_second.saturating_mul(MIB),
+        ..OpenOptions::default()
+    };
+    depot::open_with(&bucket.url, &bucket.options, &credentials, &options)
 }
 
 /// The part of the bucket that restic would call the repository.

@@ -113,8 +113,9 @@ impl Repository {
 /// The sheet to print and keep where the platform is not: what opens the repository, and how to
 /// restore with nothing but restic.
 ///
-/// `location` is the bucket as `platform.yaml` names it.
-pub fn recovery_sheet(key: &KeyFile, repository_id: &str, location: &str) -> String {
+/// `location` is the bucket as `platform.yaml` names it, `restic_location` the repository in it as
+/// restic does: `s3:https://server/bucket/repo`.
+pub fn recovery_sheet(key: &KeyFile, repository_id: &str, location: &str, restic_location: &str) -> String {
     let text = key.text();
     let (first, second) = text.split_at(text.len() / 2);
     let cut = second.find('-').unwrap_or(0);
@@ -141,8 +142,8 @@ To restore with stillpoint:
   stillpoint restore latest --to DIRECTORY
 
 To restore with nothing but restic (0.14 or newer):
-  restic -r {location}/repo --password-file key.txt snapshots
-  restic -r {location}/repo --password-file key.txt restore latest --target DIRECTORY
+  restic -r {restic_location} --password-file key.txt snapshots
+  restic -r {restic_location} --password-file key.txt restore latest --target DIRECTORY
 
 Each store's folder in DIRECTORY holds a HOW-TO-RESTORE.txt.
 ",
@@ -199,7 +200,7 @@ mod tests {
     #[test]
     fn the_recovery_sheet_holds_the_whole_key() {
         let key = KeyFile::generate().expect("random");
-        let sheet = recovery_sheet(&key, "abcd", "s3://bucket/prefix");
+        let sheet = recovery_sheet(&key, "abcd", "s3://bucket/prefix", "s3:https://server/bucket/prefix/repo");
         let mut lines = sheet.lines().skip_while(|line| !line.starts_with("key "));
         let first = lines.next().expect("first half").trim_start_matches("key").trim();
         let second = lines.next().expect("second half").trim();

@@ -60,6 +60,12 @@ fn screen(report: &CheckSummary, data: Data) -> String {
     for error in &report.errors {
         text.push_str(&format!("  damage: {error}\n"));
     }
+    for point in &report.suffering {
+        let paths: Vec<&str> = point.paths.iter().take(5).map(String::as_str).collect();
+        let more = (point.paths.len() - paths.len()) as u64 + point.paths_more;
+        let more = if more > 0 { format!(" and {} more", render::count(more)) } else { String::new() };
+        text.push_str(&format!("  concerns point {}: {}{more}\n", point.point, paths.join(", ")));
+    }
     let found = render::plural(report.errors.len() as u64, "problem", "problems");
     text.push_str(&render::last_line(&format!("{found} found. Nothing was changed."), exit::UNPROVEN));
     text

@@ -5,6 +5,7 @@ mod backup;
 mod check;
 mod completion;
 mod copy;
+mod destination;
 mod driver;
 mod exit_codes;
 mod export;

@@ -1,6 +1,7 @@
 //! `stillpoint prune`
 
 use clap::Args;
+use jiff::Timestamp;
 use stillpoint_core::Result;
 use stillpoint_engine::ops::prune::{self, PruneSummary, UNUSED_PERCENT_DEFAULT};
 
@@ -25,17 +26,27 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments, app: &App) -> Result<Outcome> {
-    let report = prune::run(&app.session()?, arguments.dry_run, arguments.max_unused, &app.context)?;
+    let report = prune::run(&app.session()?, arguments.dry_run, arguments.max_unused, Timestamp::now(), &app.context)?;
     Outcome::done(screen(&report), &report)
 }
 
 fn screen(report: &PruneSummary) -> String {
     let (would, nothing) = if report.dry_run { ("would be ", "Nothing was changed.\n") } else { ("", "") };
-    format!(
-        "{}\n  {would}freed {} · {} {would}deleted · {} {would}rewritten\n{nothing}",
+    let mut text = format!(
+        "{}\n  {would}freed {} · {} {would}deleted · {} {would}rewritten\n  needed {} · unused and left {}\n",
         report.bucket,
         render::bytes(report.bytes_freed),
         render::plural(report.packs_deleted, "pack", "packs"),
         render::count(report.packs_rewritten),
-    )
+        render::bytes(report.bytes_used),
+        render::bytes(report.bytes_unused),
+    );
+    if !report.abandoned.is_empty() {
+        let runs = render::plural(report.abandoned.len() as u64, "run", "runs");
+        text.push_str(&format!("  {would}removed what {runs} left behind that never made a point\n"));
+    }
+    for kept in &report.kept_by_object_lock {
+        text.push_str(&format!("  kept by an object lock: {kept}\n"));
+    }
+    text + nothing
 }

@@ -53,6 +53,9 @@ fn screen(report: &VerifyReport, elapsed: Duration) -> String {
     for error in &report.errors {
         text.push_str(&format!("  damage: {error}\n"));
     }
+    for path in &report.suffering {
+        text.push_str(&format!("  concerns: {path}\n"));
+    }
     text.push_str(&render::last_line("The point cannot be restored whole. Nothing was changed.", exit::UNPROVEN));
     text
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use stillpoint_core::Result;
 use stillpoint_core::driver::Context;
-use stillpoint_repo::{CheckRequest, Data};
+use stillpoint_repo::{CheckRequest, Data, Suffering};
 
 use crate::open::Session;
 use crate::points;
@@ -15,6 +15,8 @@ pub struct CheckSummary {
     pub bucket: String,
     /// Everything that is wrong, for people. Empty means sound.
     pub errors: Vec<String>,
+    /// The points that what is wrong concerns.
+    pub suffering: Vec<SufferingPoint>,
     /// What is left over from failed runs and does no harm; `prune` collects it.
     pub leftovers: Vec<String>,
     /// Points whose statefile is authentic and whose data the repository knows.
@@ -25,6 +27,28 @@ pub struct CheckSummary {
     pub blobs: u64,
     /// Bytes read from the bucket.
     pub bytes_read: u64,
+}
+
+/// A point that cannot be restored whole.
+#[derive(Debug, Serialize)]
+pub struct SufferingPoint {
+    /// The point's id, or the snapshot's if it belongs to no point.
+    pub point: String,
+    /// What is concerned, from the top: the first part is the store. At most 100.
+    pub paths: Vec<String>,
+    /// How many more there are.
+    pub paths_more: u64,
+}
+
+impl From<Suffering> for SufferingPoint {
+    fn from(suffering: Suffering) -> Self {
+        let point = suffering.tags.iter().find_map(|tag| tag.strip_prefix("point:")).map(str::to_owned);
+        Self {
+            point: point.unwrap_or_else(|| suffering.snapshot.to_string()),
+            paths: suffering.paths,
+            paths_more: suffering.paths_more,
+        }
+    }
 }
 
 /// Checks the bucket; `data` says how much content is re-read. Never reads a cache.
@@ -45,15 +69,17 @@ pub fn run(session: &Session, data: Data, context: &Context) -> Result<CheckSumm
             errors.push(format!("point {}: its snapshot {} is not in the repository", point.point, point.snapshot));
         }
     }
-    let leftovers = snapshots
+    let mut leftovers = report.notes;
+    let unused = snapshots
         .iter()
         .filter(|snapshot| snapshot.tags.iter().any(|tag| tag == "stillpoint"))
         .filter(|snapshot| listing.points.iter().all(|point| point.snapshot != snapshot.id.to_string()))
-        .map(|snapshot| format!("snapshot {} belongs to no point", snapshot.id))
-        .collect();
+        .map(|snapshot| format!("snapshot {} belongs to no point", snapshot.id));
+    leftovers.extend(unused);
     Ok(CheckSummary {
         bucket: session.bucket().location(),
         errors,
+        suffering: report.suffering.into_iter().map(SufferingPoint::from).collect(),
         leftovers,
         points: sound,
         packs: report.packs,

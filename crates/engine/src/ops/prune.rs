@@ -1,11 +1,20 @@
 //! `prune`: frees what no point needs any more. Never decides which points are kept.
 
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use stillpoint_core::Result;
 use stillpoint_core::driver::Context;
-use stillpoint_repo::PruneRequest;
+use stillpoint_core::error::Kind;
+use stillpoint_core::id::RunId;
+use stillpoint_core::statefile::Statefile;
+use stillpoint_repo::depot::WriteMode;
+use stillpoint_repo::{PruneRequest, Snapshot};
 
 use crate::open::Session;
+use crate::points;
+
+/// How long a snapshot without a point is left alone: its run may still be at work on the commit.
+const ABANDONED_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
 /// Unused bytes that may stay, in percent of the used ones, when nothing else is said.
 pub const UNUSED_PERCENT_DEFAULT: f64 = 5.0;
@@ -21,16 +30,35 @@ pub struct PruneSummary {
     pub packs_deleted: u64,
     /// Packs rewritten.
     pub packs_rewritten: u64,
-    /// Bytes freed.
+    /// Bytes freed: deleted less written.
     pub bytes_freed: u64,
+    /// Bytes that points need.
+    pub bytes_used: u64,
+    /// Bytes that nothing needs and that stay, as the limit allows.
+    pub bytes_unused: u64,
+    /// What an object lock keeps from being deleted; a later prune gets it.
+    pub kept_by_object_lock: Vec<String>,
+    /// Snapshots of runs that died before their point was made, removed now.
+    pub abandoned: Vec<String>,
 }
 
 /// Prunes the repository.
 ///
 /// # Errors
 /// `Locked` while a backup of ours or of restic runs.
-pub fn run(session: &Session, dry_run: bool, max_unused_percent: f64, context: &Context) -> Result<PruneSummary> {
-    let request = PruneRequest { dry_run, max_unused_percent, ..PruneRequest::default() };
+pub fn run(
+    session: &Session,
+    dry_run: bool,
+    max_unused_percent: f64,
+    now: Timestamp,
+    context: &Context,
+) -> Result<PruneSummary> {
+    let abandoned = abandoned(session, now)?;
+    if !dry_run {
+        give_up(session, &abandoned)?;
+    }
+    let abandoned = abandoned.into_iter().map(|snapshot| snapshot.id.to_string()).collect();
+    let request = PruneRequest { dry_run, max_unused_percent };
     let report = session.repository().prune(&request, context)?;
     Ok(PruneSummary {
         bucket: session.bucket().location(),
@@ -38,5 +66,60 @@ pub fn run(session: &Session, dry_run: bool, max_unused_percent: f64, context: &
         packs_deleted: report.packs_deleted,
         packs_rewritten: report.packs_rewritten,
         bytes_freed: report.bytes_freed,
+        bytes_used: report.bytes_used,
+        bytes_unused: report.bytes_unused,
+        kept_by_object_lock: report.kept_by_object_lock,
+        abandoned,
     })
+}
+
+/// Snapshots of ours that have no point and are old enough.
+fn abandoned(session: &Session, now: Timestamp) -> Result<Vec<Snapshot>> {
+    let mut found = Vec::new();
+    for snapshot in session.repository().snapshots()? {
+        let ours = snapshot.tags.iter().any(|tag| tag == "stillpoint");
+        if ours && now.duration_since(snapshot.time) > ABANDONED_AFTER && !has_point(session, &snapshot)? {
+            found.push(snapshot);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether anything but the mark of a lost run lies where the snapshot's point would be, readable
+/// or not: what cannot be read may be mended.
+fn has_point(session: &Session, snapshot: &Snapshot) -> Result<bool> {
+    let Some(point) = point_of(snapshot) else { return Ok(false) };
+    match session.bucket().read(&points::object_name(point)) {
+        Ok((bytes, _)) => Ok(!Statefile::is_void(&bytes)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn point_of(snapshot: &Snapshot) -> Option<&str> {
+    snapshot.tags.iter().find_map(|tag| tag.strip_prefix("point:"))
+}
+
+/// Takes the place of each commit before its snapshot goes, so that a run that wakes up after a day
+/// cannot commit a point without data.
+fn give_up(session: &Session, abandoned: &[Snapshot]) -> Result<()> {
+    let nobody = RunId::from_random([0; 8]);
+    let mut gone = Vec::new();
+    for snapshot in abandoned {
+        let taken = match point_of(snapshot) {
+            Some(point) => {
+                let mark = Statefile::void_mark(&nobody);
+                match session.bucket().write(&points::object_name(point), &[&mark], &WriteMode::Create) {
+                    Ok(_) => true,
+                    Err(error) if error.kind() == Kind::AlreadyExists => !has_point(session, snapshot)?,
+                    Err(error) => return Err(error),
+                }
+            }
+            None => true,
+        };
+        if taken {
+            gone.push(snapshot.id.clone());
+        }
+    }
+    session.repository().forget(&gone)
 }

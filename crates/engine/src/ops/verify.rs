@@ -19,6 +19,8 @@ pub struct VerifyReport {
     pub percent: f64,
     /// Everything that is wrong, for people. Empty means proven.
     pub errors: Vec<String>,
+    /// What of the point is concerned: paths from the top, the first part is the store.
+    pub suffering: Vec<String>,
     /// Bytes read from the bucket.
     pub bytes_read: u64,
 }
@@ -55,5 +57,6 @@ pub fn run(session: &Session, name: &str, data: Data, context: &Context) -> Resu
         Data::All => 100.0,
         Data::Sample { percent, .. } => percent,
     };
-    Ok(VerifyReport { statefile, percent, errors, bytes_read: report.bytes_read })
+    let suffering = report.suffering.into_iter().flat_map(|suffering| suffering.paths).collect();
+    Ok(VerifyReport { statefile, percent, errors, suffering, bytes_read: report.bytes_read })
 }

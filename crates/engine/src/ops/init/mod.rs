@@ -15,7 +15,7 @@ use stillpoint_core::error::{Error, IoContext, Kind};
 use stillpoint_core::id::{EnvironmentName, PlatformName};
 use stillpoint_core::platform::Secret;
 use stillpoint_repo::depot::{self, Depot, DepotCapability, WriteMode};
-use stillpoint_repo::{InitOptions, Repository, Unlock};
+use stillpoint_repo::{InitOptions, Repository, Unlock, recovery_sheet};
 
 use super::key;
 use super::show::restic_location;
@@ -85,7 +85,7 @@ pub fn run(request: &InitRequest) -> Result<InitReport> {
     let surroundings = if request.file.exists() { None } else { Some(write_file(request)?) };
     let config = config::load(&request.file)?;
     let bucket = open::bucket(&config)?;
-    let made = make_key(&config, &bucket)?;
+    let key_file = make_key(&config, &bucket)?;
     let unlock = open::unlock(&config)?;
     let created = match Repository::open(repository_depot(&bucket), &unlock) {
         Ok(repository) => Created { repository, capability: bucket.capability(), new: false },
@@ -98,6 +98,10 @@ pub fn run(request: &InitRequest) -> Result<InitReport> {
         }
         Err(error) => return Err(error),
     };
+    let recovery_sheet = match &key_file {
+        Some(key_file) => write_sheet(&config, &created.repository, key_file, &unlock)?,
+        None => None,
+    };
     Ok(InitReport {
         wrote_file: surroundings.is_some(),
         platform: config.platform.platform.clone(),
@@ -106,8 +110,8 @@ pub fn run(request: &InitRequest) -> Result<InitReport> {
         created_repository: created.new,
         repository: created.repository.id().to_owned(),
         capability: created.capability,
-        key_file: made.as_ref().map(|made| made.key_file.clone()),
-        recovery_sheet: made.map(|made| made.recovery_sheet),
+        key_file,
+        recovery_sheet,
         surroundings,
         restic_repository: restic_location(&config),
         file: config.path,
@@ -162,14 +166,9 @@ fn write_file(request: &InitRequest) -> Result<Surroundings> {
     Ok(surroundings)
 }
 
-struct MadeKey {
-    key_file: PathBuf,
-    recovery_sheet: PathBuf,
-}
-
 /// Generates the key file that the configuration names, if it is absent and nothing was ever
 /// encrypted with it.
-fn make_key(config: &Config, bucket: &Arc<dyn Depot>) -> Result<Option<MadeKey>> {
+fn make_key(config: &Config, bucket: &Arc<dyn Depot>) -> Result<Option<PathBuf>> {
     let path = config.platform.bucket.key.as_ref().and_then(|secret| config.secrets.file_path(secret));
     let Some(key_file) = path.filter(|path| !path.exists()) else { return Ok(None) };
     if repository_depot(bucket).stat("config")?.is_some() {
@@ -179,11 +178,17 @@ fn make_key(config: &Config, bucket: &Arc<dyn Depot>) -> Result<Option<MadeKey>>
                 "the bucket holds a repository already: put its key file there, or type it from the recovery sheet",
             ));
     }
-    let key = key::generate(&key_file)?;
-    let recovery_sheet = key_file.with_file_name(RECOVERY_SHEET);
-    let sheet = write::recovery_sheet(config, &bucket.location(), &key.text());
-    key::write_private(&recovery_sheet, sheet.as_bytes())?;
-    Ok(Some(MadeKey { key_file, recovery_sheet }))
+    key::generate(&key_file)?;
+    Ok(Some(key_file))
+}
+
+/// Writes the key once more, to be printed and locked away.
+fn write_sheet(config: &Config, repository: &Repository, key_file: &Path, unlock: &Unlock) -> Result<Option<PathBuf>> {
+    let Unlock::KeyFile(key) = unlock else { return Ok(None) };
+    let path = key_file.with_file_name(RECOVERY_SHEET);
+    let sheet = recovery_sheet(key, repository.id(), &config.platform.bucket.url, &restic_location(config));
+    key::write_private(&path, sheet.as_bytes())?;
+    Ok(Some(path))
 }
 
 /// A bucket that is ready for points.

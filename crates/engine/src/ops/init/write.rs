@@ -1,15 +1,11 @@
-//! The texts that `init` writes: `platform.yaml`, the bucket's README, the recovery sheet.
+//! The texts that `init` writes: `platform.yaml` and the bucket's README.
 //!
-//! Pure. They are read on the worst day by someone who never saw Stillpoint; they say so.
-
-use std::fmt::Write;
+//! Pure. The README is read on the worst day by someone who never saw Stillpoint.
 
 use stillpoint_core::id::{EnvironmentName, PlatformName};
 use stillpoint_core::platform::{API_VERSION, Secret};
 
 use super::look::Surroundings;
-use crate::config::Config;
-use crate::ops::show::restic_location;
 
 /// What goes into `platform.yaml`.
 pub struct Facts<'a> {
@@ -146,36 +142,6 @@ To restore
 
 Before you start anything that was restored, make sure that it cannot reach what it was copied from.
 ";
-
-/// The key once more, for paper.
-pub fn recovery_sheet(config: &Config, bucket: &str, key: &str) -> String {
-    let mut text = String::new();
-    let platform = &config.platform;
-    let written = writeln!(
-        text,
-        "RECOVERY SHEET - Stillpoint\n\n\
-         Platform     {} · {}\n\
-         Bucket       {bucket}\n\
-         Repository   {}\n\n\
-         Key\n\n    {}\n\n\
-         Whoever has this key and the bucket can read everything that was ever backed up.\n\
-         Whoever loses it can read nothing: there is no other way in.\n\n\
-         Print this sheet, lock it away where a fire in the computer room does not reach it,\n\
-         then delete the file.\n\n\
-         To use it: write the key as one line into a file `stillpoint.key` (upper or lower case,\n\
-         spaces do not matter to stillpoint; restic wants it exactly as above), then\n\
-         \x20   stillpoint list\n\
-         or, with nothing but restic,\n\
-         \x20   restic -r {} --password-file stillpoint.key snapshots",
-        platform.platform,
-        platform.environment,
-        restic_location(config),
-        key.trim(),
-        restic_location(config),
-    );
-    debug_assert!(written.is_ok(), "writing to a String cannot fail");
-    text
-}
 
 #[cfg(test)]
 mod tests {

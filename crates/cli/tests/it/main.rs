@@ -1,0 +1,9 @@
+//! The program as people and scripts see it: whole screens, exit codes, files.
+
+mod bucket_screens;
+mod config_screens;
+mod help;
+mod secrets;
+mod support;
+mod tour;
+mod verbs;

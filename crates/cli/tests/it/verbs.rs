@@ -1,0 +1,122 @@
+//! Each verb on a small platform: its screen, its JSON, what it leaves.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::{World, files_below};
+
+#[test]
+fn init_looks_around_and_never_overwrites() {
+    let world = World::empty();
+    let screen = world.run(&["init"]);
+    assert_eq!(screen.code, 0, "{screen:?}");
+    let mode = |name: &str| std::fs::metadata(world.path(name)).expect("made").permissions().mode() & 0o777;
+    assert_eq!((mode("stillpoint.key"), mode("stillpoint-recovery-sheet.txt")), (0o600, 0o600));
+    let (yaml, key) = (world.path("platform.yaml"), world.path("stillpoint.key"));
+    let before = (std::fs::read(&yaml).expect("read"), std::fs::read(&key).expect("read"));
+    let again = world.run(&["init"]);
+    assert_eq!(again.code, 0, "{again:?}");
+    assert!(again.out.contains("was there already"), "{again:?}");
+    assert_eq!(before, (std::fs::read(&yaml).expect("read"), std::fs::read(&key).expect("read")));
+    let sheet = std::fs::read_to_string(world.path("stillpoint-recovery-sheet.txt")).expect("read");
+    assert!(sheet.contains(String::from_utf8_lossy(&before.1).trim()), "the sheet holds the key");
+    let readme = std::fs::read_to_string(world.path("bucket").with_file_name("stillpoint-bucket").join("README.txt"));
+    assert!(readme.expect("read").contains("restic"));
+    assert_eq!(world.run(&["backup"]).code, 0);
+}
+
+#[test]
+fn init_with_nothing_to_protect() {
+    let world = World::empty();
+    std::fs::remove_file(world.path("meta.db")).expect("remove");
+    insta::assert_snapshot!(world.redact(&world.run(&["init"])), @"");
+    assert!(!world.path("platform.yaml").exists());
+}
+
+#[test]
+fn a_point_from_backup_to_prune() {
+    let mut world = World::ready();
+    let first = world.backup();
+    world.backup();
+    insta::assert_snapshot!(world.redact(&world.run(&["list"])), @"");
+    insta::assert_snapshot!(world.redact(&world.run(&["show"])), @"");
+    insta::assert_snapshot!(world.redact(&world.run(&["verify", &first[..4]])), @"");
+    insta::assert_snapshot!(world.redact(&world.run(&["check"])), @"");
+    insta::assert_snapshot!(world.redact(&world.run(&["key", "list"])), @"");
+    world.backup();
+    insta::assert_snapshot!(world.redact(&world.run(&["forget", "--dry-run"])), @"");
+    assert_eq!(world.run(&["list", "--json"]).json()["points"].as_array().map(Vec::len), Some(3));
+    insta::assert_snapshot!(world.redact(&world.run(&["forget"])), @"");
+    assert_eq!(world.run(&["list", "--json"]).json()["points"].as_array().map(Vec::len), Some(2));
+    let pruned = world.run(&["prune", "--max-unused", "0"]);
+    assert_eq!(pruned.code, 0, "{pruned:?}");
+    assert_eq!(world.run(&["check", "--data"]).code, 0);
+}
+
+#[test]
+fn the_newest_point_is_never_forgotten() {
+    let mut world = World::ready();
+    let point = world.backup();
+    let screen = world.run(&["forget", &point]);
+    assert_eq!(screen.code, 7);
+    insta::assert_snapshot!(world.redact(&screen), @"");
+}
+
+#[test]
+fn copies_stand_on_their_own() {
+    let mut world = World::ready();
+    world.backup();
+    world.backup();
+    let other = world.path("second").display().to_string();
+    let copy = ["copy", "--to", &other, "--key", "env:OTHER"];
+    let run = |arguments: &[&str]| {
+        let mut command = world.command(arguments);
+        command.env("OTHER", "words of the other bucket");
+        world.run_command(command)
+    };
+    insta::assert_snapshot!(world.redact(&run(&copy)), @"");
+    let again = run(&[&copy[..], &["--json"]].concat()).json();
+    assert_eq!((again["copied"].as_array().map(Vec::len), again["present"].as_array().map(Vec::len)), (Some(0), Some(2)));
+    std::fs::remove_dir_all(world.path("bucket")).expect("remove");
+    world.edit(&world.path("bucket").display().to_string(), &other);
+    world.edit("file:stillpoint.key", "env:OTHER");
+    assert_eq!(run(&["verify"]).code, 0);
+    assert_eq!(run(&["check", "--data"]).code, 0);
+    assert!(files_below(&world.path("second")).iter().any(|file| file.ends_with("README.txt")));
+}
+
+#[test]
+fn keys_come_and_go_without_rewriting_data() {
+    let mut world = World::ready();
+    world.backup();
+    assert_eq!(world.run(&["key", "add", "--file", "second.key", "--label", "usb"]).code, 0);
+    let refused = world.run(&["key", "add", "--file", "second.key"]);
+    assert_eq!(refused.code, 6, "a key file is never overwritten: {refused:?}");
+    assert_eq!(world.run(&["key", "rotate", "--file", "third.key"]).code, 0);
+    assert_eq!(world.run(&["list"]).code, 5, "the old key opens nothing any more");
+    world.edit("file:stillpoint.key", "file:third.key");
+    assert_eq!(world.run(&["verify"]).code, 0);
+    let keys = world.run(&["key", "list", "--json"]).json();
+    let keys = keys["keys"].as_array().expect("a list");
+    assert_eq!(keys.len(), 2, "{keys:?}");
+    let find = |current: bool| keys.iter().find(|key| key["current"] == current).expect("there")["id"].as_str().expect("text");
+    let in_use = world.run(&["key", "remove", &find(true)[..8]]);
+    assert_ne!(in_use.code, 0, "nobody locks himself out: {in_use:?}");
+    assert_eq!(world.run(&["key", "remove", &find(false)[..8]]).code, 0);
+    assert_eq!(world.run(&["verify"]).code, 0);
+}
+
+#[test]
+fn drivers_are_listed_explained_and_checked() {
+    let world = World::configured();
+    let drivers = world.run(&["driver", "list", "--json"]).json();
+    let names: Vec<_> = drivers["drivers"].as_array().expect("a list").iter().map(|line| line["name"].clone()).collect();
+    assert!(names.contains(&"sqlite".into()), "{names:?}");
+    for name in names {
+        let name = name.as_str().expect("text");
+        assert!(world.run(&["driver", "policy", name]).out.len() > 200, "{name}");
+        assert_eq!(world.run(&["driver", "schema", name]).json()["type"], "object", "{name}");
+    }
+    let check = world.run(&["driver", "check"]);
+    assert_eq!(check.code, 0, "{check:?}");
+    assert!(check.out.contains("passed"), "{check:?}");
+}
