@@ -6,6 +6,7 @@
 
 pub mod chaos;
 pub mod conformance;
+pub mod corpus;
 mod extract;
 pub mod fault;
 pub mod oracle;
