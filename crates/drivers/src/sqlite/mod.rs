@@ -226,6 +226,10 @@ impl Driver for Sqlite {
         self.blocking(restore::read_stamp).await
     }
 
+    async fn occupied(&self, _: &Context) -> Result<Option<String>> {
+        self.blocking(restore::occupied).await
+    }
+
     async fn execute(&self, context: &Context, statement: &str) -> Result<()> {
         context.check()?;
         let statement = statement.to_owned();

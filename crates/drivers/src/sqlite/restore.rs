@@ -5,9 +5,8 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use rusqlite::{Connection, OptionalExtension};
 use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored, Verification};
@@ -18,6 +17,7 @@ use stillpoint_core::tree::{self, Metadata, NodeKind, Tree, TreePath, check_name
 use super::client::{self, Attempt};
 use super::wire::{self, Description, STAMP_TABLE, quoted};
 use super::{Inner, drain};
+use crate::place;
 
 /// Differences beyond this number are not listed.
 const DIFFERENCES_MAX: usize = 100;
@@ -43,7 +43,7 @@ pub(super) fn restore(
     let stored = stored_databases(inner, source, request.part.as_ref())?;
     context.expect_bytes(stored.iter().map(|database| database.bytes).sum());
     for database in &stored {
-        refuse_existing(&database.target, request)?;
+        refuse_existing(inner, &database.target, request)?;
     }
     let mut restored = Restored::default();
     for database in &stored {
@@ -124,7 +124,7 @@ fn stored_database(inner: &Inner, source: &dyn Tree, folder: TreePath) -> Result
 }
 
 /// Refuses a target that must not be touched, before anything is written.
-fn refuse_existing(target: &Path, request: &RestoreRequest) -> Result<()> {
+fn refuse_existing(inner: &Inner, target: &Path, request: &RestoreRequest) -> Result<()> {
     let exists = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|file| file.len() > 0);
     if request.mode == RestoreMode::InPlace {
         let kept = kept_path(target, request);
@@ -136,7 +136,7 @@ fn refuse_existing(target: &Path, request: &RestoreRequest) -> Result<()> {
         };
     }
     for path in [target.to_owned(), client::beside(target, "-wal"), client::beside(target, "-journal")] {
-        if exists(&path) {
+        if exists(&path) && !holds_nothing(inner, &path) {
             return Err(Error::new(Kind::AlreadyExists, format!("{} exists", path.display()))
                 .hint("restore to another path, or replace it with --in-place"));
         }
@@ -475,32 +475,29 @@ fn select_all(connection: &Connection, table: &str) -> Result<String> {
 pub(super) fn identity(inner: &Inner) -> Result<Identity> {
     let path = inner.settings.path.as_ref().or(inner.settings.directory.as_ref());
     let path = path.ok_or_else(|| Error::internal("the settings name no database"))?;
-    let (endpoint, native) = match std::fs::canonicalize(path) {
-        Ok(resolved) => {
-            let meta = std::fs::metadata(&resolved).or_io(|| format!("cannot look at {}", resolved.display()))?;
-            // Inode numbers are used again after a deletion; the birth time is not.
-            let born = meta.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
-            let born = born.map_or(0, |born| born.as_nanos());
-            (resolved, Some(format!("{}:{}:{born}", meta.dev(), meta.ino())))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => (resolve_absent(path), None),
-        Err(error) => return Err(Error::io(format!("cannot look at {}", path.display()), error)),
-    };
-    Ok(Identity { driver: "sqlite".to_owned(), native, endpoint: endpoint.display().to_string() })
+    place::identity("sqlite", path)
 }
 
-/// Resolves as much of a path as exists.
-fn resolve_absent(path: &Path) -> PathBuf {
-    let mut missing = Vec::new();
-    let mut there = path;
-    while let (Some(parent), Some(name)) = (there.parent(), there.file_name()) {
-        missing.push(name);
-        there = parent;
-        if let Ok(resolved) = std::fs::canonicalize(there) {
-            return missing.iter().rev().fold(resolved, |path, name| path.join(name));
+/// What a restore would overwrite; a database that holds nothing but the stamp counts as empty.
+pub(super) fn occupied(inner: &Inner) -> Result<Option<String>> {
+    let targets = match inner.targets() {
+        Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+        other => other?,
+    };
+    for target in targets {
+        let bytes = std::fs::metadata(&target.path).or_io(|| "cannot look at the database".to_owned())?.len();
+        if bytes > 0 && !holds_nothing(inner, &target.path) {
+            return Ok(Some(format!("the database {} of {bytes} bytes", target.path.display())));
         }
     }
-    path.to_owned()
+    Ok(None)
+}
+
+/// Whether this is a database without any table, index, view or trigger but the stamp's.
+fn holds_nothing(inner: &Inner, path: &Path) -> bool {
+    client::open_reader(path, inner.settings.busy_timeout())
+        .and_then(|connection| definitions(&connection))
+        .is_ok_and(|definitions| definitions.is_empty())
 }
 
 /// Plants the stamp in every database.

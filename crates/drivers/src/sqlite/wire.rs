@@ -8,6 +8,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use stillpoint_core::error::{Error, Kind, Result};
 
+use crate::place;
+
 /// The schema that `database.json` states.
 pub(super) const SCHEMA: &str = "stillpoint.dev/sqlite/v1";
 
@@ -96,35 +98,10 @@ fn matches_parts(pattern: &[&[u8]], path: &[Vec<u8>]) -> bool {
     match pattern.split_first() {
         None => path.is_empty(),
         Some((&b"**", rest)) => (0..=path.len()).any(|skipped| matches_parts(rest, &path[skipped..])),
-        Some((first, rest)) => {
-            path.split_first().is_some_and(|(name, deeper)| matches_name(first, name) && matches_parts(rest, deeper))
-        }
+        Some((first, rest)) => path
+            .split_first()
+            .is_some_and(|(name, deeper)| place::matches_name(first, name) && matches_parts(rest, deeper)),
     }
-}
-
-/// Greedy matching with one point to fall back to: linear for one star, never exponential.
-fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut p, mut n) = (0, 0);
-    let mut fallback = None;
-    while n < name.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                fallback = Some((p, n));
-                p += 1;
-            }
-            Some(&expected) if expected == b'?' || expected == name[n] => {
-                p += 1;
-                n += 1;
-            }
-            _ => {
-                let Some((star, taken)) = fallback else { return false };
-                fallback = Some((star, taken + 1));
-                p = star + 1;
-                n = taken + 1;
-            }
-        }
-    }
-    pattern[p..].iter().all(|&rest| rest == b'*')
 }
 
 /// Whether a file beside a database belongs to it and is none itself.

@@ -1,0 +1,370 @@
+//! Objects in a bucket, through the `object_store` crate: listing, reading, writing.
+//!
+//! Kept apart from the directory because everything here is asynchronous inside and blocking
+//! outside: requests run on a small runtime of their own, so that any thread may wait for them.
+
+use std::future::Future;
+use std::io::Read;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    Attribute, AttributeValue, Attributes, GetOptions, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload,
+};
+use stillpoint_core::driver::Context;
+use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::tree::{Content, ContentEnd};
+
+use super::client::{Fetched, Listed, Place, Skipped};
+use super::wire::{self, Record, STAMP_KEY};
+
+/// Objects up to this size are read while others are requested; larger ones are streamed.
+const SMALL_BYTES_MAX: u64 = 1 << 20;
+/// Size of the parts of larger uploads.
+const PART_BYTES: usize = 8 << 20;
+
+/// A bucket, or what lies below a prefix of one.
+pub(super) struct Bucket {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    connections: usize,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Bucket {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Dropping it in place would panic on an asynchronous thread.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Bucket {
+    /// Sends nothing yet.
+    pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, connections: usize) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("bucket")
+            .enable_all()
+            .build()
+            .map_err(|error| Error::io("cannot start the thread of a bucket", error))?;
+        Ok(Self { store, prefix, connections, runtime: Some(runtime) })
+    }
+
+    /// Runs a request on the bucket's own runtime; the caller's thread may be of any kind.
+    fn wait<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
+        let runtime = self.runtime.as_ref().ok_or_else(|| Error::internal("the bucket was closed"))?;
+        wait_on(runtime.handle(), work)
+    }
+
+    fn location(&self, key: &[u8]) -> Result<Path> {
+        let odd = || {
+            Error::new(Kind::Unsupported, format!("the key `{}` cannot be asked for", super::keys::shown(key)))
+                .hint("keys with empty parts or `.` and `..` come with the driver for S3")
+        };
+        let key = std::str::from_utf8(key).map_err(|_| odd())?;
+        let whole = if self.prefix.as_ref().is_empty() { key.to_owned() } else { format!("{}/{key}", self.prefix) };
+        let path = Path::parse(&whole).map_err(|_| odd())?;
+        if path.as_ref() == whole { Ok(path) } else { Err(odd()) }
+    }
+
+    fn key_of<'a>(&self, location: &'a Path) -> Option<&'a str> {
+        let prefix = self.prefix.as_ref();
+        if prefix.is_empty() {
+            Some(location.as_ref())
+        } else {
+            location.as_ref().strip_prefix(prefix)?.strip_prefix('/')
+        }
+    }
+
+    /// Writes one object; refuses an existing one. Larger content goes in parts.
+    pub fn put(&self, key: &[u8], content: &mut dyn Read, attributes: &[(Vec<u8>, Vec<u8>)]) -> Result<u64> {
+        let location = self.location(key)?;
+        let attributes = attributes_of(attributes);
+        let mut part = read_part(content)?;
+        if part.len() < PART_BYTES {
+            let written = part.len() as u64;
+            let options = PutOptions { mode: PutMode::Create, attributes, ..PutOptions::default() };
+            let (store, payload) = (self.store.clone(), PutPayload::from(part));
+            self.wait(async move { store.put_opts(&location, payload, options).await })?
+                .map_err(|error| failed("write", key, error))?;
+            return Ok(written);
+        }
+        let (store, options) = (self.store.clone(), PutMultipartOptions { attributes, ..Default::default() });
+        let mut upload = self
+            .wait(async move { store.put_multipart_opts(&location, options).await })?
+            .map_err(|error| failed("write", key, error))?;
+        let mut written = 0;
+        while !part.is_empty() {
+            written += part.len() as u64;
+            let (back, done) = self.wait(async move {
+                let done = upload.put_part(PutPayload::from(part)).await;
+                (upload, done)
+            })?;
+            upload = back;
+            done.map_err(|error| failed("write", key, error))?;
+            part = read_part(content)?;
+        }
+        self.wait(async move { upload.complete().await })?.map_err(|error| failed("write", key, error))?;
+        Ok(written)
+    }
+}
+
+fn read_part(content: &mut dyn Read) -> Result<Bytes> {
+    let mut part = Vec::new();
+    content
+        .take(PART_BYTES as u64)
+        .read_to_end(&mut part)
+        .map_err(|error| Error::io("cannot read an object from the point", error))?;
+    Ok(part.into())
+}
+
+fn wait_on<T: Send + 'static>(
+    handle: &tokio::runtime::Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    handle.spawn(async move {
+        // The receiver is gone only if its thread panicked; then nobody waits for the answer.
+        sender.send(work.await).ok();
+    });
+    receiver.recv().map_err(|error| Error::internal("a request ended without an answer").source(error))
+}
+
+/// Turns an error of the service into ours.
+fn failed(verb: &str, key: &[u8], error: object_store::Error) -> Error {
+    use object_store::Error as E;
+    let message = format!("cannot {verb} the object `{}`", super::keys::shown(key));
+    let wrapped = |kind| Error::new(kind, message);
+    match &error {
+        E::NotFound { .. } => wrapped(Kind::NotFound),
+        E::AlreadyExists { .. } => wrapped(Kind::AlreadyExists),
+        E::Precondition { .. } | E::NotModified { .. } => wrapped(Kind::Conflict),
+        E::PermissionDenied { .. } => wrapped(Kind::PermissionDenied),
+        E::Unauthenticated { .. } => wrapped(Kind::Unauthenticated),
+        E::NotSupported { .. } | E::NotImplemented { .. } => wrapped(Kind::Unsupported),
+        E::InvalidPath { .. } => wrapped(Kind::Unsupported)
+            .hint("the bucket holds keys with empty parts or `.` and `..`; they come with the driver for S3"),
+        E::UnknownConfigurationKey { .. } => wrapped(Kind::Config),
+        _ => wrapped(Kind::Unreachable).temporary(),
+    }
+    .source(error)
+}
+
+fn record(meta: &ObjectMeta) -> Record {
+    Record {
+        size: meta.size,
+        modified: (meta.last_modified.timestamp(), meta.last_modified.timestamp_subsec_nanos().min(999_999_999)),
+        changed: None,
+        file: None,
+        etag: meta.e_tag.clone(),
+        version: meta.version.clone(),
+    }
+}
+
+const NAMED: [(&str, Attribute); 6] = [
+    ("content-type", Attribute::ContentType),
+    ("content-encoding", Attribute::ContentEncoding),
+    ("content-language", Attribute::ContentLanguage),
+    ("content-disposition", Attribute::ContentDisposition),
+    ("cache-control", Attribute::CacheControl),
+    ("storage-class", Attribute::StorageClass),
+];
+
+fn attributes_to_store(attributes: &Attributes) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut found = Vec::new();
+    for (attribute, value) in attributes {
+        let name = match attribute {
+            Attribute::Metadata(name) => Some(format!("meta.{name}")),
+            other => NAMED.iter().find(|(_, named)| named == other).map(|(name, _)| (*name).to_owned()),
+        };
+        if let Some(name) = name {
+            found.push((wire::attribute_name(&name), value.as_ref().as_bytes().to_vec()));
+        }
+    }
+    found
+}
+
+fn attributes_of(stored: &[(Vec<u8>, Vec<u8>)]) -> Attributes {
+    let mut attributes = Attributes::new();
+    for (name, value) in stored {
+        let Some(fact) = wire::attribute_fact(name) else { continue };
+        let value = AttributeValue::from(String::from_utf8_lossy(value).into_owned());
+        if let Some(name) = fact.strip_prefix("meta.") {
+            attributes.insert(Attribute::Metadata(name.to_owned().into()), value);
+        } else if let Some((_, attribute)) = NAMED.iter().find(|(name, _)| *name == fact && *name != "storage-class") {
+            attributes.insert(attribute.clone(), value);
+        }
+    }
+    attributes
+}
+
+/// One object on its way: read whole already, or a stream.
+enum Body {
+    Gone,
+    Small(Bytes, Attributes),
+    Stream(BoxStream<'static, object_store::Result<Bytes>>, Attributes),
+}
+
+async fn get(store: Arc<dyn ObjectStore>, location: Path, record: Record) -> object_store::Result<(Body, bool)> {
+    let options = GetOptions { if_match: record.etag, version: record.version, ..GetOptions::default() };
+    let (result, replaced): (GetResult, bool) = match store.get_opts(&location, options).await {
+        Ok(result) => (result, false),
+        Err(object_store::Error::NotFound { .. }) => return Ok((Body::Gone, false)),
+        // Replaced since the listing: what is there now is kept, and named.
+        Err(object_store::Error::Precondition { .. }) => match store.get_opts(&location, GetOptions::default()).await {
+            Ok(result) => (result, true),
+            Err(object_store::Error::NotFound { .. }) => return Ok((Body::Gone, false)),
+            Err(error) => return Err(error),
+        },
+        Err(error) => return Err(error),
+    };
+    let attributes = result.attributes.clone();
+    if result.meta.size <= SMALL_BYTES_MAX {
+        return Ok((Body::Small(result.bytes().await?, attributes), replaced));
+    }
+    Ok((Body::Stream(result.into_stream(), attributes), replaced))
+}
+
+impl Place for Bucket {
+    fn list(&self, context: &Context, visit: &mut dyn FnMut(Vec<u8>, Record) -> Result<()>) -> Result<Skipped> {
+        let mut stream = self.store.list(Some(&self.prefix)).ready_chunks(1_000);
+        loop {
+            context.check()?;
+            let (back, page) = self.wait(async move {
+                let page = stream.next().await;
+                (stream, page)
+            })?;
+            stream = back;
+            let Some(page) = page else { return Ok(Skipped::default()) };
+            for meta in page {
+                let meta = meta.map_err(|error| failed("list", self.prefix.as_ref().as_bytes(), error))?;
+                match self.key_of(&meta.location) {
+                    Some(key) if key != STAMP_KEY => visit(key.as_bytes().to_vec(), record(&meta))?,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn fetch(&self, wanted: &[Listed]) -> Result<Vec<Fetched>> {
+        let mut requests = Vec::with_capacity(wanted.len());
+        for (key, record) in wanted {
+            requests.push(get(self.store.clone(), self.location(key)?, record.clone()));
+        }
+        let answers = self.wait(futures::future::join_all(requests))?;
+        let runtime = self.runtime.as_ref().ok_or_else(|| Error::internal("the bucket was closed"))?;
+        answers
+            .into_iter()
+            .zip(wanted)
+            .map(|(answer, (key, record))| {
+                let (body, replaced) = answer.map_err(|error| failed("read", key, error))?;
+                let why = replaced.then(|| "was replaced while the point was taken".to_owned());
+                let (content, attributes) = match body {
+                    Body::Gone => return Ok(Fetched::Gone),
+                    Body::Small(bytes, attributes) => (
+                        BucketContent { key: key.clone(), left: record.size, why, rest: bytes, stream: None },
+                        attributes,
+                    ),
+                    Body::Stream(stream, attributes) => {
+                        let stream = Some((runtime.handle().clone(), stream));
+                        let rest = Bytes::new();
+                        (BucketContent { key: key.clone(), left: record.size, why, rest, stream }, attributes)
+                    }
+                };
+                Ok(Fetched::Found(Box::new(content), attributes_to_store(&attributes)))
+            })
+            .collect()
+    }
+
+    fn fetch_count(&self) -> usize {
+        self.connections
+    }
+
+    fn open(&self, key: &[u8]) -> Result<Option<Box<dyn Read + Send>>> {
+        let mut fetched = self.fetch(&[(key.to_vec(), Record::default())])?;
+        Ok(match fetched.pop() {
+            Some(Fetched::Found(content, _)) => Some(Box::new(ContentReader(content))),
+            _ => None,
+        })
+    }
+
+    fn occupied(&self) -> Result<Option<String>> {
+        let mut found = None;
+        let stop = || Error::new(Kind::Cancelled, "one object is enough");
+        let listed = self.list(&Context::default(), &mut |key, _| {
+            found = Some(format!("`{}` and what is beside it", super::keys::shown(&key)));
+            Err(stop())
+        });
+        match (found, listed) {
+            (None, Err(error)) => Err(error),
+            (found, _) => Ok(found),
+        }
+    }
+
+    fn read_stamp(&self) -> Result<Option<Vec<u8>>> {
+        let Some(mut stamp) = self.open(STAMP_KEY.as_bytes())? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        stamp.read_to_end(&mut bytes).map_err(|error| Error::io("cannot read the stamp", error))?;
+        Ok(Some(bytes))
+    }
+
+    fn write_stamp(&self, bytes: &[u8]) -> Result<()> {
+        let location = self.location(STAMP_KEY.as_bytes())?;
+        let (store, payload) = (self.store.clone(), PutPayload::from(bytes.to_vec()));
+        self.wait(async move { store.put(&location, payload).await })?
+            .map_err(|error| failed("write", STAMP_KEY.as_bytes(), error))?;
+        Ok(())
+    }
+}
+
+type Stream = (tokio::runtime::Handle, BoxStream<'static, object_store::Result<Bytes>>);
+
+/// An object's bytes as they arrive.
+struct BucketContent {
+    key: Vec<u8>,
+    left: u64,
+    why: Option<String>,
+    rest: Bytes,
+    stream: Option<Stream>,
+}
+
+impl Content for BucketContent {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        while self.rest.is_empty() {
+            let Some((handle, mut stream)) = self.stream.take() else { return Ok(0) };
+            let (stream, next) = wait_on(&handle, async move {
+                let next = stream.next().await;
+                (stream, next)
+            })?;
+            let Some(next) = next else { return Ok(0) };
+            self.rest = next.map_err(|error| failed("read", &self.key, error))?;
+            self.stream = Some((handle, stream));
+        }
+        let count = buffer.len().min(self.rest.len());
+        buffer[..count].copy_from_slice(&self.rest.split_to(count));
+        self.left = self.left.saturating_sub(count as u64);
+        Ok(count)
+    }
+
+    fn finish(&mut self) -> Result<ContentEnd> {
+        if let Some(why) = self.why.take() {
+            return Ok(ContentEnd::Torn(why));
+        }
+        Ok(if self.left == 0 { ContentEnd::Whole } else { ContentEnd::Torn("ended too early".to_owned()) })
+    }
+}
+
+/// A content for those who read with `std::io::Read`.
+struct ContentReader(Box<dyn Content>);
+
+impl Read for ContentReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer).map_err(std::io::Error::other)
+    }
+}

@@ -1,0 +1,426 @@
+//! PREPARE, CUT, and what the cut means: which objects were there at that moment.
+//!
+//! Nothing holds the objects. A directory is watched, and whatever happens to a name after the cut
+//! is known by name; where it cannot be watched, and for buckets, the times of the objects decide.
+//! In both cases objects are write-once by habit: new ones are left out, and what was overwritten
+//! or deleted is named as a loss.
+
+use std::collections::{HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use stillpoint_core::driver::{Context, Hold, Loss, Pin, Validity};
+use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::id::CutId;
+use stillpoint_core::position::Position;
+use stillpoint_core::tree::FileTime;
+
+use super::client::Skipped;
+use super::keys;
+use super::spool::{Entries, Entry, Sorted, Sorter};
+use super::wire::{Record, STAMP_KEY};
+use super::{Inner, Where};
+use crate::watch::{Change, Event, Options, Watch};
+
+/// A watch stays good for as long as the process lives.
+const SAFE_FOR: Duration = Duration::from_secs(3600);
+/// Names of changes that are kept between two looks; about 100 bytes each.
+const EVENTS_MAX: usize = 200_000;
+/// Losses that are listed one by one; the rest is counted.
+const LOSSES_MAX: usize = 1_000;
+
+/// What a driver value holds between calls.
+#[derive(Default)]
+pub(super) struct State {
+    watch: Option<Watch>,
+    /// Why there is no watch, for people.
+    unwatched: Option<String>,
+    /// Keys that were there during `prepare`; directories only.
+    before: Option<Arc<Sorted>>,
+    /// Changes between `prepare` and the cut; `None` once some were lost.
+    early: Option<Early>,
+    pinned: Option<Pinned>,
+}
+
+struct Pinned {
+    pin: Pin,
+    at: FileTime,
+    /// Events that were taken after the cut.
+    late: Vec<Event>,
+    view: Option<Arc<View>>,
+}
+
+/// What the cut shows, once it was listed.
+#[derive(Debug)]
+pub(super) struct View {
+    /// The objects in it, in the order of the tree.
+    pub records: Sorted,
+    /// The moment of the cut by the clock that stamps the objects.
+    pub at: FileTime,
+    /// Objects that were overwritten or deleted since.
+    pub losses: Vec<Loss>,
+    /// For people.
+    pub notes: Vec<String>,
+}
+
+/// Changes before the cut, folded: what is known to exist or not.
+#[derive(Debug, Default, Clone)]
+struct Early {
+    known: HashMap<Vec<u8>, bool>,
+    folders_gone: Vec<Vec<u8>>,
+}
+
+impl Early {
+    fn fold(&mut self, events: &[Event]) {
+        for event in events {
+            let key = event.path.as_os_str().as_bytes().to_vec();
+            let gone = matches!(event.change, Change::Removed | Change::MovedOut);
+            if !event.is_dir {
+                self.known.insert(key, !gone);
+            } else if gone {
+                self.known.iter_mut().filter(|(known, _)| is_below(known, &key)).for_each(|(_, there)| *there = false);
+                self.folders_gone.push(key);
+            }
+        }
+    }
+
+    /// Whether a key was there at the cut, given whether it was during `prepare`.
+    fn existed(&self, key: &[u8], before: bool) -> bool {
+        match self.known.get(key) {
+            Some(&known) => known,
+            None => before && !self.folders_gone.iter().any(|folder| is_below(key, folder)),
+        }
+    }
+}
+
+fn is_below(key: &[u8], folder: &[u8]) -> bool {
+    folder.is_empty() || key.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'))
+}
+
+/// Changes after the cut, by name.
+#[derive(Debug, Default)]
+struct Late {
+    first: HashMap<Vec<u8>, Change>,
+    /// Names to which more happened than a change of mode, owner or times.
+    content: HashSet<Vec<u8>>,
+    folders_gone: Vec<Vec<u8>>,
+}
+
+impl Late {
+    fn of(events: &[Event]) -> Self {
+        let mut late = Self::default();
+        for event in events {
+            let key = event.path.as_os_str().as_bytes().to_vec();
+            if event.is_dir {
+                if matches!(event.change, Change::Removed | Change::MovedOut) {
+                    late.folders_gone.push(key);
+                }
+                continue;
+            }
+            if event.change != Change::Attributes {
+                late.content.insert(key.clone());
+            }
+            late.first.entry(key).or_insert(event.change);
+        }
+        late
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    /// Lists all objects into a list in the order of the tree.
+    pub(super) fn listing(&self, context: &Context) -> Result<(Sorted, Skipped)> {
+        let mut sorter = Sorter::new(&self.scratch)?;
+        let skipped = self
+            .place
+            .as_place()
+            .list(context, &mut |key, record| sorter.push(keys::sort_key(&keys::escape(&key)), record.to_bytes()?))?;
+        Ok((sorter.finish()?, skipped))
+    }
+
+    /// The view of a pin, listed at the first call.
+    pub(super) fn view(&self, context: &Context, pin: &Pin) -> Result<Arc<View>> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let lost = || {
+            Error::new(Kind::PinLost, "no view of this cut is held")
+                .hint("the process that took the cut is gone; take a new point")
+        };
+        let pinned = state.pinned.as_mut().filter(|pinned| pinned.pin.cut == pin.cut).ok_or_else(lost)?;
+        if let Some(view) = &pinned.view {
+            return Ok(view.clone());
+        }
+        let (now, skipped) = self.listing(context)?;
+        // The changes are taken after the listing, so that the listing shows nothing unheard of.
+        let events = state.watch.as_ref().and_then(Watch::take);
+        let knowledge = match (events, &state.early) {
+            (Some(events), Some(early)) => {
+                pinned.late.extend(events);
+                Some((early, Late::of(&pinned.late)))
+            }
+            _ => None,
+        };
+        let mut view = Sieve::new(self, pinned.at, knowledge)?.run(now, state.before.as_deref())?;
+        view.notes.extend(notes(&skipped));
+        if let (Where::Directory(_), true) = (&self.place, state.early.is_none()) {
+            let why = state.unwatched.clone().unwrap_or_else(|| "the watch lost sight".to_owned());
+            view.notes.push(format!("the directory was not watched ({why}): the files' times decided"));
+        }
+        let view = Arc::new(view);
+        pinned.view = Some(view.clone());
+        Ok(view)
+    }
+}
+
+fn notes(skipped: &Skipped) -> Vec<String> {
+    let mut notes = Vec::new();
+    if skipped.special > 0 {
+        notes.push(format!("{} links, pipes, sockets and devices are no objects and were left out", skipped.special));
+    }
+    if skipped.unfinished > 0 {
+        notes.push(format!("{} files bear names of unfinished objects and were left out", skipped.unfinished));
+    }
+    notes
+}
+
+/// Decides for each object, and for each that is missing, what it was at the cut.
+struct Sieve<'a> {
+    at: FileTime,
+    knowledge: Option<(&'a Early, Late)>,
+    kept: Sorter,
+    losses: Vec<Loss>,
+    losses_more: u64,
+    left_out: u64,
+    /// Keys that were there before the cut by name of a change, and that no list has shown yet.
+    unseen: HashSet<&'a [u8]>,
+}
+
+enum Verdict {
+    InView,
+    Overwritten,
+    LaterObject,
+}
+
+impl<'a> Sieve<'a> {
+    fn new(inner: &Inner, at: FileTime, knowledge: Option<(&'a Early, Late)>) -> Result<Self> {
+        let unseen = knowledge.as_ref().map_or_else(HashSet::new, |(early, _)| {
+            early.known.iter().filter(|(_, there)| **there).map(|(key, _)| key.as_slice()).collect()
+        });
+        let kept = Sorter::new(&inner.scratch)?;
+        Ok(Self { at, knowledge, kept, losses: Vec::new(), losses_more: 0, left_out: 0, unseen })
+    }
+
+    fn run(mut self, now: Sorted, before: Option<&Sorted>) -> Result<View> {
+        let mut now = now.entries()?;
+        let mut before = before.map(Sorted::entries).transpose()?;
+        let mut current = now.next_entry()?;
+        let mut earlier = next_of(&mut before)?;
+        loop {
+            let order = match (&current, &earlier) {
+                (None, None) => break,
+                (Some(_), None) => std::cmp::Ordering::Less,
+                (None, Some(_)) => std::cmp::Ordering::Greater,
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+            };
+            if order.is_le() {
+                let (sort_key, payload) = current.take().expect("compared above");
+                self.present(sort_key, payload, order.is_eq())?;
+                current = now.next_entry()?;
+            }
+            if order.is_ge() {
+                let (sort_key, _) = earlier.take().expect("compared above");
+                if order.is_gt() {
+                    self.absent(&keys::unescape(&keys::split_sort_key(&sort_key))?, true);
+                }
+                earlier = next_of(&mut before)?;
+            }
+        }
+        for key in std::mem::take(&mut self.unseen) {
+            self.absent(key, false);
+        }
+        self.finish()
+    }
+
+    fn present(&mut self, sort_key: Vec<u8>, payload: Vec<u8>, before: bool) -> Result<()> {
+        let key = keys::unescape(&keys::split_sort_key(&sort_key))?;
+        self.unseen.remove(key.as_slice());
+        match self.judge(&key, &Record::parse(&payload)?, before) {
+            Verdict::LaterObject => {
+                self.left_out += 1;
+                return Ok(());
+            }
+            Verdict::Overwritten => {
+                self.lose(&key, "was overwritten after the cut; the point holds the newer content");
+            }
+            Verdict::InView => {}
+        }
+        self.kept.push(sort_key, payload)
+    }
+
+    fn judge(&self, key: &[u8], record: &Record, before: bool) -> Verdict {
+        let Some((early, late)) = &self.knowledge else {
+            return match record.changed_time() <= self.at {
+                true => Verdict::InView,
+                false if before => Verdict::Overwritten,
+                false => Verdict::LaterObject,
+            };
+        };
+        let existed = match late.first.get(key) {
+            // Nobody wrote since the cut, as far as a watch can see; the time sees the rest.
+            None if record.changed_time() <= self.at || early.known.contains_key(key) => return Verdict::InView,
+            None => true,
+            Some(_) if !late.content.contains(key) && record.modified_time() <= self.at => return Verdict::InView,
+            Some(Change::Created) => false,
+            Some(Change::MovedIn) => early.existed(key, before),
+            Some(_) => true,
+        };
+        if existed { Verdict::Overwritten } else { Verdict::LaterObject }
+    }
+
+    /// An object that was there once and is not any more.
+    fn absent(&mut self, key: &[u8], before: bool) {
+        self.unseen.remove(key);
+        match &self.knowledge {
+            None => self.lose(key, "was deleted while the point was taken"),
+            Some((early, late)) => {
+                let is_gone_late = late.first.contains_key(key) || late.folders_gone.iter().any(|f| is_below(key, f));
+                if early.existed(key, before) {
+                    let why = if is_gone_late { "was deleted after the cut" } else { "vanished unseen" };
+                    self.lose(key, why);
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, key: &[u8], why: &str) {
+        if self.losses.len() < LOSSES_MAX {
+            self.losses.push(Loss { what: keys::shown(key), why: why.to_owned() });
+        } else {
+            self.losses_more += 1;
+        }
+    }
+
+    fn finish(mut self) -> Result<View> {
+        if self.losses_more > 0 {
+            let what = format!("{} more objects", self.losses_more);
+            self.losses.push(Loss { what, why: "were overwritten or deleted after the cut".to_owned() });
+        }
+        let mut notes = Vec::new();
+        if self.left_out > 0 {
+            notes.push(format!("{} objects came after the cut and were left out", self.left_out));
+        }
+        Ok(View { records: self.kept.finish()?, at: self.at, losses: self.losses, notes })
+    }
+}
+
+fn next_of(entries: &mut Option<Entries>) -> Result<Option<Entry>> {
+    entries.as_mut().map_or(Ok(None), Entries::next_entry)
+}
+
+/// Begins the watch and lists the keys there are.
+pub(super) fn prepare(inner: &Inner, context: &Context) -> Result<Hold> {
+    let mut guard = inner.state();
+    let state = &mut *guard;
+    state.pinned = None;
+    let Where::Directory(directory) = &inner.place else {
+        inner.place.as_place().occupied()?;
+        return Ok(Hold { safe_for: SAFE_FOR, bytes_estimate: None });
+    };
+    begin_watch(inner, state)?;
+    // What happened before the listing is in the listing.
+    state.early = state.watch.as_ref().and_then(Watch::take).map(|_| Early::default());
+    let mut bytes = 0;
+    let mut sorter = Sorter::new(&inner.scratch)?;
+    super::client::Place::list(directory, context, &mut |key, record| {
+        bytes += record.size;
+        sorter.push(keys::sort_key(&keys::escape(&key)), Vec::new())
+    })?;
+    state.before = Some(Arc::new(sorter.finish()?));
+    Ok(Hold { safe_for: SAFE_FOR, bytes_estimate: Some(bytes) })
+}
+
+/// Begins the watch if there is none that still sees.
+fn begin_watch(inner: &Inner, state: &mut State) -> Result<()> {
+    let Where::Directory(directory) = &inner.place else { return Ok(()) };
+    if state.watch.as_ref().is_some_and(|watch| watch.blind().is_none()) {
+        return Ok(());
+    }
+    let settings = inner.settings.clone();
+    let exclude = move |path: &std::path::Path| {
+        path.as_os_str() == STAMP_KEY || path.file_name().is_some_and(|name| settings.is_unfinished(name.as_bytes()))
+    };
+    let options = Options { events_max: EVENTS_MAX, exclude: Some(Arc::new(exclude)), ..Options::default() };
+    match Watch::begin(&directory.root, options) {
+        Ok(watch) => (state.watch, state.unwatched) = (Some(watch), None),
+        Err(error) if error.kind() == Kind::Exhausted => {
+            (state.watch, state.unwatched) = (None, Some(error.to_string()));
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// The watch's position, or `None` where nothing is watched.
+pub(super) fn observe(inner: &Inner) -> Result<Option<Position>> {
+    let mut guard = inner.state();
+    begin_watch(inner, &mut guard)?;
+    Ok(guard.watch.as_ref().and_then(Watch::position))
+}
+
+/// Notes the moment. What is written from its return on bears a later time, and is seen by the
+/// watch after what it reported until then.
+pub(super) fn cut(inner: &Inner, context: &Context, cut: &CutId) -> Result<Pin> {
+    context.check()?;
+    let mut guard = inner.state();
+    let state = &mut *guard;
+    if let Some(pinned) = state.pinned.as_ref().filter(|pinned| pinned.pin.cut == *cut) {
+        return Ok(pinned.pin.clone());
+    }
+    let at = now(ClockId::Realtime);
+    if matches!(inner.place, Where::Directory(_)) {
+        // File times come from a clock that ticks every 1 to 10 ms.
+        while now(ClockId::RealtimeCoarse) <= at {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+    let earlier = state.pinned.take().map(|pinned| pinned.late).unwrap_or_default();
+    let events = state.watch.as_ref().and_then(Watch::take);
+    state.early = match (state.early.take(), events) {
+        (Some(mut early), Some(events)) => {
+            early.fold(&earlier);
+            early.fold(&events);
+            Some(early)
+        }
+        _ => None,
+    };
+    let watched = state.watch.as_ref().and_then(Watch::position);
+    let time = jiff::Timestamp::new(at.seconds, at.nanos as i32)
+        .map_err(|error| Error::internal("the clock shows no time").source(error))?;
+    let position = watched.unwrap_or_else(|| Position::new("time", time.to_string()));
+    let pin = Pin { cut: cut.clone(), position, remains: Vec::new() };
+    state.pinned = Some(Pinned { pin: pin.clone(), at, late: Vec::new(), view: None });
+    Ok(pin)
+}
+
+fn now(clock: ClockId) -> FileTime {
+    let time = clock_gettime(clock);
+    FileTime { seconds: time.tv_sec, nanos: time.tv_nsec as u32 }
+}
+
+/// What changed since is known by name and every content checks itself, so that a held pin is good.
+pub(super) fn still_valid(inner: &Inner, pin: &Pin) -> Validity {
+    match &inner.state().pinned {
+        Some(pinned) if pinned.pin.cut == pin.cut => Validity::Valid,
+        _ => Validity::Lost("no view of this cut is held".to_owned()),
+    }
+}
+
+/// Ends the watch and forgets the lists.
+pub(super) fn release(inner: &Inner) {
+    *inner.state() = State::default();
+}

@@ -1,0 +1,265 @@
+//! `objects`: a directory of objects, or a bucket.
+//!
+//! | question | answer |
+//! |---|---|
+//! | what a cut means | the objects that were there at that moment; later ones are left out |
+//! | pin | watched: nothing holds objects; what was overwritten or deleted since the cut is found and named |
+//! | position | directory: the watch's count of changes. Bucket: none |
+//! | incremental | an object whose inode and times (directory) or tag and version (bucket) are those of the parent is not read again |
+//! | way back | directory: beside and exchanged in one step, the old one stays. Bucket: into an empty prefix |
+//! | versions | buckets: what the `object_store` crate speaks: S3 and its clones, GCS, Azure |
+//! | privileges | directory: read all files; list and read for buckets, write to restore |
+//!
+//! Keys become paths by [`keys`]; listings of any length are sorted on disk by [`spool`]. Versions of
+//! a bucket are not listed yet, so that a bucket with versioning is read as one without.
+
+mod bucket;
+mod client;
+mod config;
+mod cut;
+mod drain;
+mod keys;
+mod restore;
+mod spool;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use stillpoint_core::capability::{Capability, PinKind, Probe};
+use stillpoint_core::driver::{
+    Context, Drained, Driver, Edge, EdgeQuery, Hold, Pin, RestoreRequest, Restored, Validity, Verification,
+};
+use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::id::CutId;
+use stillpoint_core::position::{Identity, Position, Stamp};
+use stillpoint_core::tree::{Sink, Tree};
+
+pub use config::Settings;
+
+use crate::{OpenRequest, Registration};
+
+/// The registry's line for this driver.
+pub static REGISTRATION: Registration = Registration {
+    name: "objects",
+    about: "a bucket, or a directory whose files are objects",
+    readme: include_str!("README.md"),
+    open: |request| Ok(Arc::new(Objects::open(request)?)),
+    schema: || schemars::schema_for!(Settings),
+    into_folder: config::into_folder,
+};
+
+/// One store of objects, as the engine sees it.
+pub struct Objects {
+    inner: Arc<Inner>,
+}
+
+/// What blocking tasks share.
+struct Inner {
+    settings: Settings,
+    scratch: PathBuf,
+    place: Where,
+    state: Mutex<cut::State>,
+}
+
+/// Where the objects lie.
+enum Where {
+    Directory(client::Directory),
+    Bucket(bucket::Bucket),
+}
+
+impl Where {
+    fn as_place(&self) -> &dyn client::Place {
+        match self {
+            Self::Directory(directory) => directory,
+            Self::Bucket(bucket) => bucket,
+        }
+    }
+}
+
+impl std::fmt::Debug for Objects {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let place = (&self.inner.settings.path, &self.inner.settings.url);
+        f.debug_struct("Objects").field("place", &place).finish_non_exhaustive()
+    }
+}
+
+impl Objects {
+    fn open(request: &OpenRequest<'_>) -> Result<Self> {
+        let named = |error: Error| error.store(request.store.as_str());
+        let settings: Settings = crate::settings(request)?;
+        settings.validate().map_err(named)?;
+        let place = match (&settings.path, &settings.url) {
+            (Some(path), _) => Where::Directory(client::Directory::new(path.clone(), settings.clone())),
+            (None, Some(url)) => Where::Bucket(open_bucket(request, &settings, url).map_err(named)?),
+            (None, None) => return Err(Error::internal("the settings name no objects")),
+        };
+        let inner = Inner { settings, scratch: request.scratch.clone(), place, state: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Runs what may wait for a disk or a service away from the async threads.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Result<T> {
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .map_err(|error| Error::internal("a blocking task ended early").source(error))?
+    }
+}
+
+fn open_bucket(request: &OpenRequest<'_>, settings: &Settings, url: &str) -> Result<bucket::Bucket> {
+    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Error::new(Kind::Config, format!("`{url}` names no bucket")).hint("url: s3://bucket/prefix").source(error)
+    };
+    let parsed = url::Url::parse(url).map_err(|error| wrong(error.into()))?;
+    if matches!(parsed.scheme(), "file" | "memory") {
+        return Err(Error::new(Kind::Config, format!("`{url}` is no bucket")).hint("path: /srv/objects"));
+    }
+    let mut options: Vec<(String, String)> = settings.options.clone().into_iter().collect();
+    for (name, secret) in &settings.credentials {
+        options.push((name.clone(), (request.secrets)(secret)?));
+    }
+    let (store, prefix) = object_store::parse_url_opts(&parsed, options).map_err(|error| wrong(error.into()))?;
+    bucket::Bucket::new(Arc::from(store), prefix, settings.connections)
+}
+
+impl Inner {
+    fn identity(&self) -> Result<Identity> {
+        match (&self.place, &self.settings.url) {
+            (Where::Directory(directory), _) => crate::place::identity("objects", &directory.root),
+            (Where::Bucket(_), Some(url)) => {
+                let url = url.trim_end_matches('/');
+                let endpoint = match self.settings.options.get("endpoint") {
+                    Some(endpoint) => format!("{url} at {}", endpoint.trim_end_matches('/')),
+                    None => url.to_owned(),
+                };
+                Ok(Identity { driver: "objects".to_owned(), native: None, endpoint })
+            }
+            (Where::Bucket(_), None) => Err(Error::internal("a bucket without a url")),
+        }
+    }
+
+    fn probe(&self) -> Result<Probe> {
+        let mut warnings = Vec::new();
+        let mut observes_writes = false;
+        match &self.place {
+            Where::Directory(directory) => {
+                if !directory.root.is_dir() {
+                    return Err(Error::new(Kind::NotFound, format!("{} is no directory", directory.root.display())));
+                }
+                observes_writes = cut::observe(self)?.is_some();
+                if !observes_writes {
+                    warnings.push("the directory cannot be watched: raise fs.inotify.max_user_watches".to_owned());
+                }
+            }
+            Where::Bucket(bucket) => {
+                client::Place::occupied(bucket)?;
+                warnings.push(
+                    "a bucket is read without its versions: what is overwritten or deleted between cut and drain is \
+                     lost to the point, and named if the parent point shows it"
+                        .to_owned(),
+                );
+            }
+        }
+        let is_directory = matches!(self.place, Where::Directory(_));
+        Ok(Probe {
+            version: if is_directory { "directory" } else { "bucket" }.to_owned(),
+            identity: self.identity()?,
+            capability: Capability {
+                pin: PinKind::Watched,
+                observes_writes,
+                incremental: true,
+                edges: true,
+                swaps_in_place: is_directory,
+                partial_restore: true,
+            },
+            missing_privileges: Vec::new(),
+            warnings,
+        })
+    }
+
+    fn read_stamp(&self) -> Result<Option<Stamp>> {
+        let Some(bytes) = self.place.as_place().read_stamp()? else { return Ok(None) };
+        let parsed = serde_json::from_slice(&bytes);
+        parsed.map(Some).map_err(|error| Error::new(Kind::Corrupt, "the stamp is not readable").source(error))
+    }
+}
+
+#[async_trait]
+impl Driver for Objects {
+    async fn probe(&self, context: &Context) -> Result<Probe> {
+        context.check()?;
+        self.blocking(Inner::probe).await
+    }
+
+    async fn prepare(&self, context: &Context) -> Result<Hold> {
+        let context = context.clone();
+        self.blocking(move |inner| cut::prepare(inner, &context)).await
+    }
+
+    async fn observe(&self, _: &Context) -> Result<Option<Position>> {
+        self.blocking(cut::observe).await
+    }
+
+    async fn cut(&self, context: &Context, cut: &CutId) -> Result<Pin> {
+        let (context, cut) = (context.clone(), cut.clone());
+        self.blocking(move |inner| cut::cut(inner, &context, &cut)).await
+    }
+
+    async fn drain(
+        &self,
+        context: &Context,
+        pin: &Pin,
+        sink: &mut dyn Sink,
+        parent: Option<&dyn Tree>,
+    ) -> Result<Drained> {
+        drain::drain(&self.inner, context, pin, sink, parent)
+    }
+
+    async fn still_valid(&self, _: &Context, pin: &Pin) -> Result<Validity> {
+        Ok(cut::still_valid(&self.inner, pin))
+    }
+
+    async fn edges(
+        &self,
+        context: &Context,
+        pin: Option<&Pin>,
+        query: &EdgeQuery,
+        visit: &mut (dyn FnMut(Edge) -> Result<()> + Send),
+    ) -> Result<()> {
+        drain::edges(&self.inner, context, pin, query, visit)
+    }
+
+    async fn release(&self, _: &Context, _: &[String]) -> Result<()> {
+        cut::release(&self.inner);
+        Ok(())
+    }
+
+    async fn identity(&self, _: &Context) -> Result<Identity> {
+        self.blocking(Inner::identity).await
+    }
+
+    async fn restore(&self, context: &Context, source: &dyn Tree, request: &RestoreRequest) -> Result<Restored> {
+        restore::restore(&self.inner, context, source, request)
+    }
+
+    async fn verify(&self, context: &Context, source: &dyn Tree) -> Result<Verification> {
+        restore::verify(&self.inner, context, source)
+    }
+
+    async fn stamp(&self, _: &Context, stamp: &Stamp) -> Result<()> {
+        let text = serde_json::to_vec(stamp).map_err(|e| Error::internal("a stamp does not serialize").source(e))?;
+        self.blocking(move |inner| inner.place.as_place().write_stamp(&text)).await
+    }
+
+    async fn read_stamp(&self, _: &Context) -> Result<Option<Stamp>> {
+        self.blocking(Inner::read_stamp).await
+    }
+
+    async fn occupied(&self, _: &Context) -> Result<Option<String>> {
+        self.blocking(|inner| inner.place.as_place().occupied()).await
+    }
+}

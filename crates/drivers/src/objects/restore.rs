@@ -1,0 +1,398 @@
+//! The way back: into a directory beside and swapped, or into an empty bucket; and verify.
+
+use std::cmp::Ordering;
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::mpsc::sync_channel;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored, Verification};
+use stillpoint_core::error::{Error, IoContext, Kind, Result};
+use stillpoint_core::tree::{self, Existing, ExtractOptions, Node, NodeKind, Tree, TreePath, check_name};
+
+use super::bucket::Bucket;
+use super::client::{Directory, Place};
+use super::drain::SUMMARY_BYTES_MAX;
+use super::spool::Sorter;
+use super::wire::{OBJECTS, STAMP_KEY, SUMMARY, Summary};
+use super::{Inner, Where, keys};
+
+/// Differences beyond this number are not listed.
+const DIFFERENCES_MAX: usize = 100;
+
+/// Writes the point's objects, or those below `part`.
+pub(super) fn restore(
+    inner: &Inner,
+    context: &Context,
+    source: &dyn Tree,
+    request: &RestoreRequest,
+) -> Result<Restored> {
+    check_name(request.restore.as_bytes())?;
+    let bytes = tree::read_small(source, &TreePath::root().join(SUMMARY)?, SUMMARY_BYTES_MAX)?;
+    let summary = Summary::parse(&bytes)?;
+    context.expect_bytes(summary.bytes);
+    let top = top_of(source, request.part.as_ref())?;
+    match &inner.place {
+        Where::Directory(directory) => into_directory(directory, source, request, &summary, &top),
+        Where::Bucket(bucket) => into_bucket(inner, bucket, context, source, request, &top),
+    }
+}
+
+/// The part of the tree that is restored, with `objects` as its first name.
+fn top_of(source: &dyn Tree, part: Option<&TreePath>) -> Result<TreePath> {
+    let mut top = TreePath::root().join(OBJECTS)?;
+    let names = part.map_or(&[][..], TreePath::names);
+    let names = names.strip_prefix(&[OBJECTS.to_vec()][..]).unwrap_or(names);
+    names.iter().try_for_each(|name| top.push(name))?;
+    match source.get(&top)? {
+        Some(_) => Ok(top),
+        None if names.is_empty() => Err(Error::new(Kind::Corrupt, "the point holds no objects of this store")),
+        None => Err(Error::new(Kind::NotFound, format!("the point holds nothing at `{top}`"))),
+    }
+}
+
+fn into_directory(
+    directory: &Directory,
+    source: &dyn Tree,
+    request: &RestoreRequest,
+    summary: &Summary,
+    top: &TreePath,
+) -> Result<Restored> {
+    if summary.bucket_only > 0 {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("{} objects have keys that no directory can hold", summary.bucket_only),
+        )
+        .hint("restore into a bucket, or export: the manifest says which key each path stands for"));
+    }
+    let names = &top.names()[1..];
+    let target = if names.is_empty() {
+        directory.root.clone()
+    } else {
+        directory.root.join(OsStr::from_bytes(&keys::unescape(names)?))
+    };
+    let occupied = if names.is_empty() { directory.occupied()? } else { existing(&target) };
+    if let (RestoreMode::Fresh, Some(what)) = (request.mode, &occupied) {
+        return Err(Error::new(Kind::AlreadyExists, format!("{} holds {what}", target.display()))
+            .hint("restore to another path, or replace it with --in-place"));
+    }
+    let kept = with_ending(&target, &format!(".before-{}", request.restore));
+    if kept.exists() {
+        return Err(Error::new(Kind::AlreadyExists, format!("{} is there from an earlier restore", kept.display()))
+            .hint("move it away, then restore again"));
+    }
+    let folder = target.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(folder).or_io(|| format!("cannot create {}", folder.display()))?;
+    let staging = folder.join(format!(".tmp-stillpoint-restore-{}", request.restore));
+    let loaded = load(source, top, &staging, summary.escaped > 0)
+        .and_then(|restored| swap(&staging, &target, &kept, occupied.is_some(), restored));
+    if loaded.is_err() {
+        // The failure is reported; what stays behind is replaced by the next try.
+        remove(&staging).ok();
+    }
+    loaded
+}
+
+fn existing(path: &Path) -> Option<String> {
+    std::fs::symlink_metadata(path).is_ok().then(|| "an object or a folder of objects".to_owned())
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let done = match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    done.or_io(|| format!("cannot remove {}", path.display()))
+}
+
+/// Writes what lies at `top` to `staging`, under the objects' own names, and flushes it.
+fn load(source: &dyn Tree, top: &TreePath, staging: &Path, is_escaped: bool) -> Result<Restored> {
+    remove(staging)?;
+    let mut restored = Restored::default();
+    if let Some(Node { kind: NodeKind::File { size }, meta, .. }) = source.get(top)? {
+        let what = || format!("cannot write {}", staging.display());
+        let mut file = std::fs::File::create_new(staging).or_io(what)?;
+        let mut reader = source.open(top)?;
+        std::io::copy(&mut reader, &mut file).or_io(what)?;
+        let time = std::time::UNIX_EPOCH
+            + std::time::Duration::new(u64::try_from(meta.mtime.seconds).unwrap_or(0), meta.mtime.nanos);
+        file.set_modified(time).and_then(|()| file.sync_all()).or_io(what)?;
+        (restored.items, restored.bytes) = (1, size);
+        return Ok(restored);
+    }
+    let options = ExtractOptions { existing: Existing::Refuse, owners: rustix::process::geteuid().is_root() };
+    let extracted = source.extract(top, staging, &options)?;
+    (restored.items, restored.bytes) = (extracted.files, extracted.bytes);
+    let why = "could not be reproduced exactly";
+    restored.losses = extracted.losses.into_iter().map(|what| Loss { what, why: why.to_owned() }).collect();
+    if is_escaped {
+        unescape_folder(staging, &top.names()[1..])?;
+    }
+    let what = || format!("cannot flush {}", staging.display());
+    let folder = std::fs::File::open(staging).or_io(what)?;
+    rustix::fs::syncfs(&folder).map_err(|error| Error::io(what(), error.into()))?;
+    Ok(restored)
+}
+
+/// Gives the files of an extracted folder the names that their keys have.
+fn unescape_folder(staging: &Path, above: &[Vec<u8>]) -> Result<()> {
+    let plain = with_ending(staging, "-plain");
+    remove(&plain)?;
+    std::fs::create_dir(&plain).or_io(|| format!("cannot create {}", plain.display()))?;
+    let prefix = if above.is_empty() { Vec::new() } else { keys::unescape(above)? };
+    rename_below(staging, &plain, &mut above.to_vec(), prefix.len())?;
+    remove(staging)?;
+    std::fs::rename(&plain, staging).or_io(|| format!("cannot rename {}", plain.display()))
+}
+
+fn rename_below(folder: &Path, plain: &Path, names: &mut Vec<Vec<u8>>, prefix: usize) -> Result<()> {
+    let what = || format!("cannot rename below {}", folder.display());
+    for entry in std::fs::read_dir(folder).or_io(what)? {
+        let entry = entry.or_io(what)?;
+        names.push(entry.file_name().as_bytes().to_vec());
+        if entry.file_type().or_io(what)?.is_dir() {
+            rename_below(&entry.path(), plain, names, prefix)?;
+        } else {
+            let key = keys::unescape(names)?;
+            let below = key[prefix..].strip_prefix(b"/").unwrap_or(&key[prefix..]);
+            if !keys::fits_directory(below) {
+                return Err(Error::new(Kind::Corrupt, format!("`{}` is the key of no file", keys::shown(&key))));
+            }
+            let to = plain.join(OsStr::from_bytes(below));
+            let parent = to.parent().unwrap_or(plain);
+            std::fs::create_dir_all(parent).or_io(what)?;
+            std::fs::rename(entry.path(), &to).or_io(what)?;
+        }
+        names.pop();
+    }
+    Ok(())
+}
+
+/// Puts what was loaded in the target's place, at once, and keeps what was there.
+fn swap(staging: &Path, target: &Path, kept: &Path, occupied: bool, mut restored: Restored) -> Result<Restored> {
+    let failed = |error: std::io::Error| {
+        let busy = error.kind() == std::io::ErrorKind::ResourceBusy;
+        let error = Error::io(format!("cannot put {} in place", target.display()), error);
+        if busy { error.hint("a mount point cannot be replaced: name a directory below it as `path`") } else { error }
+    };
+    if std::fs::symlink_metadata(target).is_err() {
+        renameat_with(CWD, staging, CWD, target, RenameFlags::NOREPLACE).map_err(|error| failed(error.into()))?;
+    } else {
+        match renameat_with(CWD, staging, CWD, target, RenameFlags::EXCHANGE) {
+            Ok(()) => {
+                // What was the target lies in the staging place now.
+                let is_empty = !occupied && {
+                    std::fs::remove_file(staging.join(STAMP_KEY)).ok();
+                    std::fs::remove_dir(staging).is_ok()
+                };
+                if !is_empty {
+                    std::fs::rename(staging, kept).map_err(failed)?;
+                    restored.kept_old.push(kept.display().to_string());
+                }
+            }
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                std::fs::rename(target, kept).map_err(failed)?;
+                restored.kept_old.push(kept.display().to_string());
+                std::fs::rename(staging, target).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+    let folder = target.parent().unwrap_or(Path::new("/"));
+    std::fs::File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .or_io(|| format!("cannot flush {}", folder.display()))?;
+    Ok(restored)
+}
+
+/// Writes the objects to an empty bucket, several at a time.
+fn into_bucket(
+    inner: &Inner,
+    bucket: &Bucket,
+    context: &Context,
+    source: &dyn Tree,
+    request: &RestoreRequest,
+    top: &TreePath,
+) -> Result<Restored> {
+    if request.mode == RestoreMode::InPlace {
+        return Err(Error::new(Kind::Unsupported, "a bucket cannot be replaced in place")
+            .hint("restore into an empty bucket or prefix, then point the application there"));
+    }
+    if let Some(what) = bucket.occupied()? {
+        return Err(Error::new(Kind::AlreadyExists, format!("the bucket holds {what}"))
+            .hint("restore into an empty bucket or prefix"));
+    }
+    let done = Mutex::new((Restored::default(), None::<Error>));
+    let (sender, receiver) = sync_channel::<(Vec<Vec<u8>>, Node)>(inner.settings.connections * 4);
+    let receiver = Mutex::new(receiver);
+    let walked = std::thread::scope(|scope| {
+        for _ in 0..inner.settings.connections {
+            scope.spawn(|| {
+                loop {
+                    let next = receiver.lock().expect("no holder panics").recv();
+                    let Ok((names, node)) = next else { return };
+                    if done.lock().expect("no holder panics").1.is_some() {
+                        continue;
+                    }
+                    let put = put_one(bucket, source, &names, &node);
+                    let mut done = done.lock().expect("no holder panics");
+                    match put {
+                        Ok(bytes) => {
+                            (done.0.items, done.0.bytes) = (done.0.items + 1, done.0.bytes + bytes);
+                            context.advance(bytes, 1);
+                        }
+                        Err(error) => done.1 = done.1.take().or(Some(error)),
+                    }
+                }
+            });
+        }
+        let sender = sender;
+        walk(source, top, &mut |names, node| {
+            context.check()?;
+            if done.lock().expect("no holder panics").1.is_some() {
+                return Err(Error::new(Kind::Cancelled, "an object failed"));
+            }
+            sender.send((names.to_vec(), node)).map_err(|_| Error::internal("all uploads ended early"))
+        })
+    });
+    let (restored, failure) = done.into_inner().expect("no holder panics");
+    match failure {
+        Some(error) => Err(error),
+        None => walked.map(|()| restored),
+    }
+}
+
+fn put_one(bucket: &Bucket, source: &dyn Tree, names: &[Vec<u8>], node: &Node) -> Result<u64> {
+    let mut path = TreePath::root().join(OBJECTS)?;
+    names.iter().try_for_each(|name| path.push(name))?;
+    bucket.put(&keys::unescape(names)?, &mut source.open(&path)?, &node.meta.xattrs)
+}
+
+/// Calls `visit` with the names below `objects` of every object at or below `top`, in order.
+fn walk(source: &dyn Tree, top: &TreePath, visit: &mut dyn FnMut(&[Vec<u8>], Node) -> Result<()>) -> Result<()> {
+    if let Some(node) = source.get(top)?
+        && node.kind != NodeKind::Dir
+    {
+        return visit(&top.names()[1..], node);
+    }
+    source.list(top, &mut |node| {
+        let path = top.join(&node.name)?;
+        match node.kind {
+            NodeKind::Dir => walk(source, &path, visit)?,
+            NodeKind::File { .. } => visit(&path.names()[1..], node)?,
+            _ => return Err(Error::new(Kind::Corrupt, format!("`{path}` is no object"))),
+        }
+        Ok(true)
+    })
+}
+
+/// Compares keys and every byte of the objects with the point.
+pub(super) fn verify(inner: &Inner, context: &Context, source: &dyn Tree) -> Result<Verification> {
+    let top = top_of(source, None)?;
+    if let Where::Directory(directory) = &inner.place
+        && directory.root.is_dir()
+        && source.compare(&top, &directory.root)?.is_empty()
+    {
+        let mut checked = 0;
+        walk(source, &top, &mut |_, _| {
+            checked += 1;
+            Ok(())
+        })?;
+        return Ok(Verification { checked, differences: Vec::new() });
+    }
+    // Something differs, or only the stamp, an empty folder or an escaped name does: look closely.
+    let mut stored = Sorter::new(&inner.scratch)?;
+    walk(source, &top, &mut |names, _| {
+        let key = keys::unescape(names)?;
+        let is_folder = names.last().is_some_and(|last| last == keys::SELF);
+        stored.push(keys::sort_key(&keys::escape(&key)), vec![u8::from(is_folder)])
+    })?;
+    let mut stored = stored.finish()?.entries()?;
+    let there = match &inner.place {
+        Where::Directory(directory) if !directory.root.is_dir() => Sorter::new(&inner.scratch)?.finish()?,
+        _ => inner.listing(context)?.0,
+    };
+    let mut there = there.entries()?;
+    let mut verification = Verification::default();
+    let (mut expected, mut found) = (stored.next_entry()?, there.next_entry()?);
+    while verification.differences.len() < DIFFERENCES_MAX {
+        let order = match (&expected, &found) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+        };
+        let (sort_key, is_folder) = match (order, &expected, &found) {
+            (Ordering::Greater, _, Some((key, _))) => (key.clone(), false),
+            (_, Some((key, payload)), _) => (key.clone(), payload == &[1]),
+            _ => return Err(Error::internal("two lists were compared wrongly")),
+        };
+        let names = keys::split_sort_key(&sort_key);
+        let key = keys::unescape(&names)?;
+        match order {
+            Ordering::Less => verification.differences.push(format!("`{}` is missing", keys::shown(&key))),
+            Ordering::Greater => verification.differences.push(format!("`{}` is not in the point", keys::shown(&key))),
+            Ordering::Equal => {
+                context.check()?;
+                verification.checked += 1;
+                let mut path = top.clone();
+                super::wire::object_path(&names, is_folder).iter().try_for_each(|name| path.push(name))?;
+                if let Some(difference) = compare_one(inner, source, &path, &key)? {
+                    verification.differences.push(difference);
+                }
+            }
+        }
+        if order.is_le() {
+            expected = stored.next_entry()?;
+        }
+        if order.is_ge() {
+            found = there.next_entry()?;
+        }
+    }
+    Ok(verification)
+}
+
+fn compare_one(inner: &Inner, source: &dyn Tree, path: &TreePath, key: &[u8]) -> Result<Option<String>> {
+    let shown = keys::shown(key);
+    let Some(mut here) = inner.place.as_place().open(key)? else { return Ok(Some(format!("`{shown}` is missing"))) };
+    let mut there = source.open(path)?;
+    let (mut a, mut b) = (vec![0; 128 << 10], vec![0; 128 << 10]);
+    let mut offset = 0u64;
+    loop {
+        let what = || format!("cannot compare the object `{shown}`");
+        let count = read_full(&mut there, &mut a).or_io(what)?;
+        let other = read_full(&mut here, &mut b).or_io(what)?;
+        if a[..count] != b[..other] {
+            let same = a[..count].iter().zip(&b[..other]).take_while(|(a, b)| a == b).count() as u64;
+            return Ok(Some(format!("`{shown}` differs from byte {} on", offset + same)));
+        }
+        if count == 0 {
+            return Ok(None);
+        }
+        offset += count as u64;
+    }
+}
+
+fn read_full(reader: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match reader.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
