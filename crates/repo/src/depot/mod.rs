@@ -31,6 +31,9 @@ pub use probe::probe;
 pub struct Version(pub String);
 
 /// What a write does with what is there.
+///
+/// The bytes of `Create` and `Update` must be the writer's own (hold a random id, say): if an
+/// answer is lost, whose write it was is told by comparing bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteMode {
     /// Fails with `AlreadyExists` if the name is taken. Exactly one of many racing writers wins

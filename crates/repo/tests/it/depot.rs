@@ -14,7 +14,7 @@ use stillpoint_repo::depot::memory::MemoryDepot;
 use stillpoint_repo::depot::{self, Depot, DepotCapability, Prefixed, WriteMode};
 
 /// Runs every promise of the trait on one depot, which must be empty and is left empty.
-fn conforms(depot: &dyn Depot) {
+pub fn conforms(depot: &dyn Depot) {
     reads_back_what_was_written(depot);
     ranges_end_with_the_object(depot);
     creation_is_refused_for_a_taken_name(depot);
@@ -121,20 +121,27 @@ fn an_outdated_update_conflicts(depot: &dyn Depot) {
 
 fn racing_updates_lose_nothing(depot: &dyn Depot) {
     const RACERS: usize = 4;
-    depot.write("counter", &[b"0"], &WriteMode::Create).expect("create");
-    race(RACERS, |_| {
-        loop {
-            let (bytes, version) = depot.read("counter").expect("read");
-            let count: u64 = std::str::from_utf8(&bytes).expect("text").parse().expect("number");
-            let next = (count + 1).to_string();
-            match depot.write("counter", &[next.as_bytes()], &WriteMode::Update(version.expect("version"))) {
-                Ok(_) => break,
-                Err(error) => assert!(matches!(error.kind(), Kind::Conflict | Kind::Locked), "{error:?}"),
-            }
+    depot.write("counter", &[b"0 nobody"], &WriteMode::Create).expect("create");
+    race(RACERS, |racer| {
+        // The racer's number makes its bytes its own, as conditional writes must.
+        while let Err(error) = count_up(depot, racer) {
+            assert!(matches!(error.kind(), Kind::Conflict | Kind::Locked), "{error:?}");
         }
     });
-    assert_eq!(depot.read("counter").expect("read").0, RACERS.to_string().as_bytes());
+    // Where answers are lost, a racer may count twice, because someone else overwrote its write
+    // before it could recognise it; nobody is ever left out.
+    let (bytes, _) = depot.read("counter").expect("read");
+    let count = std::str::from_utf8(&bytes).expect("text").split(' ').next().expect("a word").to_owned();
+    assert!(count.parse::<usize>().expect("a number") >= RACERS, "{bytes:?}");
     depot.delete("counter").expect("delete");
+}
+
+fn count_up(depot: &dyn Depot, writer: usize) -> Result<()> {
+    let (bytes, version) = depot.read("counter")?;
+    let text = std::str::from_utf8(&bytes).expect("text");
+    let count: u64 = text.split(' ').next().expect("a word").parse().expect("a number");
+    let next = format!("{} writer {writer}", count + 1);
+    depot.write("counter", &[next.as_bytes()], &WriteMode::Update(version.expect("version"))).map(drop)
 }
 
 fn listing_shows_whole_names_below_a_prefix(depot: &dyn Depot) {
@@ -222,7 +229,7 @@ fn turns_make_up_for_missing_conditional_writes() {
     let memory: Arc<dyn Depot> = Arc::new(MemoryDepot::with_capability(DepotCapability::default()));
     let bare = depot::probe(memory.as_ref()).expect("probe");
     assert_eq!((bare.conditional_create, bare.conditional_update), (false, false));
-    let turns = Contended::with_times(memory, Duration::from_millis(60), Duration::from_secs(60));
+    let turns = Contended::with_times(memory, Duration::from_millis(200), Duration::from_secs(60));
     let pause = RetryPolicy { pause_first: Duration::from_millis(20), ..RetryPolicy::default() };
     conforms(&Retry::new(Arc::new(turns), pause, Context::default()));
 }
@@ -241,22 +248,15 @@ fn writers_of_one_directory_in_several_processes_agree() {
     // Two depots on one directory stand for two processes: they share nothing but the directory.
     let folder = tempfile::tempdir().expect("folder");
     let depots = [FsDepot::open(folder.path()).expect("open"), FsDepot::open(folder.path()).expect("open")];
-    depots[0].write("counter", &[b"0"], &WriteMode::Create).expect("create");
+    depots[0].write("counter", &[b"0 nobody"], &WriteMode::Create).expect("create");
     race(8, |racer| {
-        let depot = &depots[racer % 2];
         for _ in 0..10 {
-            loop {
-                let (bytes, version) = depot.read("counter").expect("read");
-                let next = std::str::from_utf8(&bytes).expect("text").parse::<u64>().expect("number") + 1;
-                let mode = WriteMode::Update(version.expect("version"));
-                match depot.write("counter", &[next.to_string().as_bytes()], &mode) {
-                    Ok(_) => break,
-                    Err(error) => assert_eq!(error.kind(), Kind::Conflict, "{error:?}"),
-                }
+            while let Err(error) = count_up(&depots[racer % 2], racer) {
+                assert_eq!(error.kind(), Kind::Conflict, "{error:?}");
             }
         }
     });
-    assert_eq!(depots[1].read("counter").expect("read").0, "80".as_bytes());
+    assert!(depots[1].read("counter").expect("read").0.starts_with(b"80 "));
 }
 
 #[test]

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::let_underscore_must_use, missing_docs)]
 
+mod crash;
+mod damage;
 mod depot;
 mod restic;
+mod rig;
 mod support;

@@ -2,7 +2,9 @@
 //!
 //! Two things need more than repeating. A conditional write may have taken effect although its
 //! answer was lost; the repetition then meets its own work, so the object is read and compared
-//! before someone else is blamed. A listing that broke off has shown some objects already, and
+//! before someone else is blamed. That is why conditional writes must carry bytes that no other
+//! writer writes (see [`WriteMode`]). Only if yet another writer replaced it in between, our own
+//! success is reported as a conflict: safe, because whoever meets a conflict looks again. A listing that broke off has shown some objects already, and
 //! shows only the others when it is repeated.
 
 use std::collections::HashSet;
@@ -116,9 +118,15 @@ impl Depot for Retry {
     }
 
     fn write(&self, name: &str, parts: &[&[u8]], mode: &WriteMode) -> Result<Option<Version>> {
-        self.repeat("write", |number| match self.inner.write(name, parts, mode) {
-            Err(error) if number > 0 && matches!(error.kind(), Kind::AlreadyExists | Kind::Conflict) => {
+        let mut may_have_happened = false;
+        self.repeat("write", |_| match self.inner.write(name, parts, mode) {
+            Err(error) if may_have_happened && matches!(error.kind(), Kind::AlreadyExists | Kind::Conflict) => {
                 self.holds(name, parts)?.ok_or(error)
+            }
+            Err(error) => {
+                // A service that asked to wait, or said that it is another's turn, did nothing.
+                may_have_happened |= !matches!(error.kind(), Kind::RateLimited | Kind::Locked);
+                Err(error)
             }
             result => result,
         })
