@@ -15,19 +15,19 @@ use stillpoint_core::driver::{Context, Hold, Loss, Pin, Validity};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::id::CutId;
 use stillpoint_core::position::Position;
-use stillpoint_core::tree::FileTime;
+use stillpoint_core::tree::{FileTime, NodeKind, Tree, TreePath};
 
 use super::client::Skipped;
 use super::keys;
 use super::spool::{Entries, Entry, Sorted, Sorter};
-use super::wire::{Record, STAMP_KEY};
+use super::wire::{self, Record, STAMP_KEY};
 use super::{Inner, Where};
 use crate::watch::{Change, Event, Options, Watch};
 
 /// A watch stays good for as long as the process lives.
 const SAFE_FOR: Duration = Duration::from_secs(3600);
 /// Names of changes that are kept between two looks; about 100 bytes each.
-const EVENTS_MAX: usize = 200_000;
+const EVENTS_MAX: usize = if cfg!(test) { 20_000 } else { 200_000 };
 /// Losses that are listed one by one; the rest is counted.
 const LOSSES_MAX: usize = 1_000;
 
@@ -143,8 +143,9 @@ impl Inner {
         Ok((sorter.finish()?, skipped))
     }
 
-    /// The view of a pin, listed at the first call.
-    pub(super) fn view(&self, context: &Context, pin: &Pin) -> Result<Arc<View>> {
+    /// The view of a pin, listed at the first call. `parent` tells overwritten objects of a bucket
+    /// from new ones.
+    pub(super) fn view(&self, context: &Context, pin: &Pin, parent: Option<&dyn Tree>) -> Result<Arc<View>> {
         let mut guard = self.state();
         let state = &mut *guard;
         let lost = || {
@@ -165,9 +166,11 @@ impl Inner {
             }
             _ => None,
         };
-        let mut view = Sieve::new(self, pinned.at, knowledge)?.run(now, state.before.as_deref())?;
+        let is_blind = matches!(self.place, Where::Directory(_)) && knowledge.is_none();
+        let sieve = Sieve::new(self, pinned.at, knowledge, parent)?;
+        let mut view = sieve.run(now, state.before.as_deref())?;
         view.notes.extend(notes(&skipped));
-        if let (Where::Directory(_), true) = (&self.place, state.early.is_none()) {
+        if is_blind {
             let why = state.unwatched.clone().unwrap_or_else(|| "the watch lost sight".to_owned());
             view.notes.push(format!("the directory was not watched ({why}): the files' times decided"));
         }
@@ -192,6 +195,7 @@ fn notes(skipped: &Skipped) -> Vec<String> {
 struct Sieve<'a> {
     at: FileTime,
     knowledge: Option<(&'a Early, Late)>,
+    parent: Option<&'a dyn Tree>,
     kept: Sorter,
     losses: Vec<Loss>,
     losses_more: u64,
@@ -207,12 +211,17 @@ enum Verdict {
 }
 
 impl<'a> Sieve<'a> {
-    fn new(inner: &Inner, at: FileTime, knowledge: Option<(&'a Early, Late)>) -> Result<Self> {
+    fn new(
+        inner: &Inner,
+        at: FileTime,
+        knowledge: Option<(&'a Early, Late)>,
+        parent: Option<&'a dyn Tree>,
+    ) -> Result<Self> {
         let unseen = knowledge.as_ref().map_or_else(HashSet::new, |(early, _)| {
             early.known.iter().filter(|(_, there)| **there).map(|(key, _)| key.as_slice()).collect()
         });
         let kept = Sorter::new(&inner.scratch)?;
-        Ok(Self { at, knowledge, kept, losses: Vec::new(), losses_more: 0, left_out: 0, unseen })
+        Ok(Self { at, knowledge, parent, kept, losses: Vec::new(), losses_more: 0, left_out: 0, unseen })
     }
 
     fn run(mut self, now: Sorted, before: Option<&Sorted>) -> Result<View> {
@@ -249,7 +258,9 @@ impl<'a> Sieve<'a> {
     fn present(&mut self, sort_key: Vec<u8>, payload: Vec<u8>, before: bool) -> Result<()> {
         let key = keys::unescape(&keys::split_sort_key(&sort_key))?;
         self.unseen.remove(key.as_slice());
-        match self.judge(&key, &Record::parse(&payload)?, before) {
+        let record = Record::parse(&payload)?;
+        let before = before || self.is_in_parent(&sort_key, &record)?;
+        match self.judge(&key, &record, before) {
             Verdict::LaterObject => {
                 self.left_out += 1;
                 return Ok(());
@@ -260,6 +271,22 @@ impl<'a> Sieve<'a> {
             Verdict::InView => {}
         }
         self.kept.push(sort_key, payload)
+    }
+
+    /// Whether the parent point shows a bucket's object that was written after the cut.
+    fn is_in_parent(&self, sort_key: &[u8], record: &Record) -> Result<bool> {
+        let Some(parent) = self.parent.filter(|_| record.file.is_none() && record.changed_time() > self.at) else {
+            return Ok(false);
+        };
+        let names = keys::split_sort_key(sort_key);
+        for is_folder in [false, true] {
+            let mut path = TreePath::root().join(wire::OBJECTS)?;
+            wire::object_path(&names, is_folder).iter().try_for_each(|name| path.push(name))?;
+            if parent.get(&path)?.is_some_and(|node| node.kind != NodeKind::Dir) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn judge(&self, key: &[u8], record: &Record, before: bool) -> Verdict {
@@ -350,6 +377,8 @@ fn begin_watch(inner: &Inner, state: &mut State) -> Result<()> {
     if state.watch.as_ref().is_some_and(|watch| watch.blind().is_none()) {
         return Ok(());
     }
+    // What happened between the old watch and the new one is known to nobody.
+    state.early = None;
     let settings = inner.settings.clone();
     let exclude = move |path: &std::path::Path| {
         path.as_os_str() == STAMP_KEY || path.file_name().is_some_and(|name| settings.is_unfinished(name.as_bytes()))

@@ -61,7 +61,7 @@ pub(super) fn drain(
     sink: &mut dyn Sink,
     parent: Option<&dyn Tree>,
 ) -> Result<Drained> {
-    let view = inner.view(context, pin)?;
+    let view = inner.view(context, pin, parent)?;
     let summary = summarise(inner, &view)?;
     context.expect_bytes(summary.bytes);
     let stream = Metadata::stream(view.at);
@@ -308,7 +308,7 @@ pub(super) fn edges(
         inner.place.as_place().list(context, &mut |key, _| yield_key(key))?;
         return Ok(());
     };
-    let view = inner.view(context, pin)?;
+    let view = inner.view(context, pin, None)?;
     let mut entries = view.records.entries()?;
     while let Some((key, _)) = entries.next_entry()? {
         context.check()?;

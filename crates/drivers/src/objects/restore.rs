@@ -36,7 +36,7 @@ pub(super) fn restore(
     context.expect_bytes(summary.bytes);
     let top = top_of(source, request.part.as_ref())?;
     match &inner.place {
-        Where::Directory(directory) => into_directory(directory, source, request, &summary, &top),
+        Where::Directory(directory) => into_directory(directory, context, source, request, &summary, &top),
         Where::Bucket(bucket) => into_bucket(inner, bucket, context, source, request, &top),
     }
 }
@@ -56,6 +56,7 @@ fn top_of(source: &dyn Tree, part: Option<&TreePath>) -> Result<TreePath> {
 
 fn into_directory(
     directory: &Directory,
+    context: &Context,
     source: &dyn Tree,
     request: &RestoreRequest,
     summary: &Summary,
@@ -87,8 +88,12 @@ fn into_directory(
     let folder = target.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder).or_io(|| format!("cannot create {}", folder.display()))?;
     let staging = folder.join(format!(".tmp-stillpoint-restore-{}", request.restore));
-    let loaded = load(source, top, &staging, summary.escaped > 0)
-        .and_then(|restored| swap(&staging, &target, &kept, occupied.is_some(), restored));
+    context.check()?;
+    let loaded = load(source, top, &staging, summary.escaped > 0).and_then(|restored| {
+        context.check()?;
+        context.advance(restored.bytes, restored.items);
+        swap(&staging, &target, &kept, occupied.is_some(), restored)
+    });
     if loaded.is_err() {
         // The failure is reported; what stays behind is replaced by the next try.
         remove(&staging).ok();
@@ -165,7 +170,7 @@ fn rename_below(folder: &Path, plain: &Path, names: &mut Vec<Vec<u8>>, prefix: u
             rename_below(&entry.path(), plain, names, prefix)?;
         } else {
             let key = keys::unescape(names)?;
-            let below = key[prefix..].strip_prefix(b"/").unwrap_or(&key[prefix..]);
+            let below = if prefix == 0 { &key[..] } else { key[prefix..].strip_prefix(b"/").unwrap_or_default() };
             if !keys::fits_directory(below) {
                 return Err(Error::new(Kind::Corrupt, format!("`{}` is the key of no file", keys::shown(&key))));
             }

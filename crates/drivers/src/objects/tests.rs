@@ -192,18 +192,11 @@ fn without_a_watch_the_times_decide() {
     let driver: Arc<dyn Driver> = Arc::new(objects);
     run(driver.prepare(&Context::default())).unwrap();
     // More changes than are kept by name.
-    for _ in 0..1_000 {
-        for round in 0..201 {
-            if round % 2 == 0 {
-                put(&root, "noise", "x");
-            } else {
-                std::fs::remove_file(root.join("noise")).unwrap();
-            }
-        }
-        if run(driver.observe(&Context::default())).unwrap().is_none() {
-            break;
-        }
+    for _ in 0..11_000 {
+        put(&root, "noise", "x");
+        std::fs::remove_file(root.join("noise")).unwrap();
     }
+    put(&root, "noise", "x");
     let pinned = run(driver.cut(&Context::default(), &cut_id(1))).unwrap();
     put(&root, "late", "new");
     put(&root, "overwritten", "newer");
@@ -446,7 +439,7 @@ fn a_bucket_comes_back_with_its_attributes_and_its_folder_keys() {
     assert_eq!(drained.items, 7);
     let files = tree.files();
     let paths: Vec<_> = files.keys().filter_map(|path| path.strip_prefix("objects/")).collect();
-    assert_eq!(paths, ["a/%25=", "a/%=", "a/b", "a!", "with", "z/y/%=", "z/y/x"].map(str::to_owned));
+    assert_eq!(paths, ["a!", "a/%25=", "a/%=", "a/b", "with", "z/y/%=", "z/y/x"]);
     assert!(String::from_utf8_lossy(&files["bucket.json"]).contains("\"bucket_only\": 2"));
     let (_, again) = back_up(&driver, Some(&tree));
     assert_eq!(again.bytes_read, 0);
