@@ -87,18 +87,45 @@ fn into_directory(
     }
     let folder = target.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder).or_io(|| format!("cannot create {}", folder.display()))?;
-    let staging = folder.join(format!(".tmp-stillpoint-restore-{}", request.restore));
+    // A mount point cannot be renamed over, but an empty one can be filled from within.
+    let is_mount = request.mode == RestoreMode::Fresh && is_mount_point(&target, folder);
+    let staging = if is_mount { &target } else { folder };
+    let staging = staging.join(format!(".tmp-stillpoint-restore-{}", request.restore));
     context.check()?;
     let loaded = load(source, top, &staging, summary.escaped > 0).and_then(|restored| {
         context.check()?;
         context.advance(restored.bytes, restored.items);
+        if is_mount {
+            return fill(&staging, &target, restored);
+        }
         swap(&staging, &target, &kept, occupied.is_some(), restored)
     });
     if loaded.is_err() {
         // The failure is reported; what stays behind is replaced by the next try.
         remove(&staging).ok();
+        remove(&with_ending(&staging, "-plain")).ok();
     }
     loaded
+}
+
+fn is_mount_point(target: &Path, parent: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev());
+    matches!((device(target), device(parent)), (Ok(a), Ok(b)) if a != b)
+}
+
+/// Moves what was loaded within an empty target to its top.
+fn fill(staging: &Path, target: &Path, restored: Restored) -> Result<Restored> {
+    let what = || format!("cannot put the objects in place in {}", target.display());
+    for entry in std::fs::read_dir(staging).or_io(what)? {
+        let entry = entry.or_io(what)?;
+        let to = target.join(entry.file_name());
+        renameat_with(CWD, entry.path(), CWD, &to, RenameFlags::NOREPLACE)
+            .map_err(|error| Error::io(what(), error.into()))?;
+    }
+    std::fs::remove_dir(staging).or_io(what)?;
+    std::fs::File::open(target).and_then(|folder| folder.sync_all()).or_io(what)?;
+    Ok(restored)
 }
 
 fn existing(path: &Path) -> Option<String> {
@@ -187,7 +214,7 @@ fn rename_below(folder: &Path, plain: &Path, names: &mut Vec<Vec<u8>>, prefix: u
 /// Puts what was loaded in the target's place, at once, and keeps what was there.
 fn swap(staging: &Path, target: &Path, kept: &Path, occupied: bool, mut restored: Restored) -> Result<Restored> {
     let failed = |error: std::io::Error| {
-        let busy = error.kind() == std::io::ErrorKind::ResourceBusy;
+        let busy = matches!(error.kind(), std::io::ErrorKind::ResourceBusy | std::io::ErrorKind::CrossesDevices);
         let error = Error::io(format!("cannot put {} in place", target.display()), error);
         if busy { error.hint("a mount point cannot be replaced: name a directory below it as `path`") } else { error }
     };

@@ -350,6 +350,28 @@ fn in_place_exchanges_and_keeps_the_old() {
 }
 
 #[test]
+fn an_empty_mount_point_is_filled_and_a_full_one_not_replaced() {
+    let (folder, root) = scratch_root();
+    put(&root, "a/1", "one");
+    put(&root, "b", "two");
+    let (tree, _) = back_up(&open(&root), None);
+    let target = folder.path().join("mount");
+    std::fs::create_dir(&target).unwrap();
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&target).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        return skip("an_empty_mount_point_is_filled_and_a_full_one_not_replaced", "needs root to mount");
+    }
+    let driver = open(&target);
+    let filled = restore(&driver, &tree, RestoreMode::Fresh, None);
+    let (differences, again) = (differences(&driver, &tree), restore(&driver, &tree, RestoreMode::InPlace, None));
+    drop(driver);
+    std::process::Command::new("umount").arg(&target).status().unwrap();
+    assert_eq!(filled.unwrap().items, 2);
+    assert_eq!(differences, Vec::<String>::new());
+    assert!(again.unwrap_err().hint_text().unwrap_or_default().contains("mount point"));
+}
+
+#[test]
 fn differences_are_named_by_key() {
     let (_folder, root) = scratch_root();
     for key in ["a", "b/c", "d"] {

@@ -57,9 +57,6 @@ struct Opened {
     observer: Connection,
     /// Opened while there was time, to become the pin.
     standby: Option<Connection>,
-    /// The file itself, to clone from. It must close after every connection, because closing it
-    /// drops their locks; fields are dropped in order.
-    file: Arc<File>,
     /// Makes positions of this observer unlike those of any other one: `data_version` counts per
     /// connection.
     observer_id: String,
@@ -94,8 +91,9 @@ pub(super) struct View {
     pub meta: Metadata,
     /// The clone, to be deleted on release.
     clone: Option<PathBuf>,
-    /// Kept open for as long as the connection; see `Opened::file`.
-    file: Arc<File>,
+    /// The file that was to be cloned. It must close after the connection, because closing it drops
+    /// the connection's lock; fields are dropped in order.
+    file: Option<File>,
 }
 
 impl View {
@@ -172,16 +170,9 @@ impl Inner {
             let inode = client::inode(&target.path)?;
             let opened = match old.iter().position(|opened| opened.target == target && opened.inode == inode) {
                 Some(index) => old.swap_remove(index),
-                None => Opened {
-                    observer: self.open(&target)?,
-                    observer_id: observer_id(),
-                    standby: None,
-                    file: Arc::new(
-                        File::open(&target.path).or_io(|| format!("cannot open {}", target.path.display()))?,
-                    ),
-                    target,
-                    inode,
-                },
+                None => {
+                    Opened { observer: self.open(&target)?, observer_id: observer_id(), standby: None, target, inode }
+                }
             };
             state.opened.push(opened);
         }
@@ -334,7 +325,7 @@ fn pin_one(inner: &Inner, opened: &mut Opened, cut: &CutId) -> Result<(View, Str
         files_state: settled.then_some(before),
         meta,
         clone: None,
-        file: opened.file.clone(),
+        file: None,
     };
     if !is_wal && inner.settings.rollback != Rollback::Hold {
         clone_view(inner, &mut view, cut)?;
@@ -348,9 +339,10 @@ fn clone_view(inner: &Inner, view: &mut View, cut: &CutId) -> Result<()> {
     let hash = hex::encode(&Sha256::digest(path.as_os_str().as_encoded_bytes())[..6]);
     let name = format!("{CLONE_PREFIX}{hash}-{cut}");
     let mut refused = None;
+    let file = view.file.insert(File::open(&path).or_io(|| format!("cannot open {}", path.display()))?);
     for folder in [Some(inner.scratch.as_path()), path.parent()].into_iter().flatten() {
         let to = folder.join(&name);
-        if let Err(error) = clone_file(&view.file, &to) {
+        if let Err(error) = clone_file(file, &to) {
             refused = Some(error);
             continue;
         }
@@ -438,8 +430,9 @@ fn lost(view: &View, locks: Option<&str>) -> Result<Option<&'static str>> {
         ));
     }
     if let Some(frozen) = view.frozen {
-        let stat = view.file.metadata().or_io(|| "cannot look at the database".to_owned())?;
-        if frozen != (stat.len(), stat.mtime(), stat.mtime_nsec()) {
+        let stat = std::fs::metadata(&view.target.path).or_io(|| "cannot look at the database".to_owned())?;
+        // A file that took the place of the pinned one says nothing about it.
+        if stat.ino() == view.lock_inode && frozen != (stat.len(), stat.mtime(), stat.mtime_nsec()) {
             return Ok(Some("the file was changed by a program that ignores SQLite's locks"));
         }
     }

@@ -232,7 +232,11 @@ fn content(inner: &Inner, context: &Context, view: &Arc<View>, description: &Des
             taken: 0,
         }));
     }
-    // Without the page table, SQLite copies the view to a scratch file first.
+    copied_content(inner, context, view)
+}
+
+/// Without the page table, SQLite copies the view to a scratch file first.
+pub(super) fn copied_content(inner: &Inner, context: &Context, view: &View) -> Result<Box<dyn Content>> {
     let copy = inner.scratch_file(&view.target)?;
     view.with(|connection| {
         let what = || "cannot copy the view to the scratch folder".to_owned();

@@ -652,6 +652,122 @@ fn the_cut_is_short_whatever_the_size() {
     assert!(pinned.remains.is_empty());
 }
 
+/// A file system that can clone files, or `None` where it cannot be had.
+struct Btrfs(tempfile::TempDir);
+
+impl Btrfs {
+    fn mount() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let (image, mount) = (folder.path().join("image"), folder.path().join("mount"));
+        std::fs::create_dir(&mount).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(150 << 20).unwrap();
+        let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+            std::process::Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+        };
+        let made = run("mkfs.btrfs", &["-q".as_ref(), image.as_os_str()])
+            && run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), mount.as_os_str()]);
+        made.then_some(Self(folder))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("mount")
+    }
+}
+
+impl Drop for Btrfs {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").arg(self.path()).status().ok();
+    }
+}
+
+#[test]
+fn a_clone_lets_rollback_journal_writers_go_on() {
+    let Some(btrfs) = Btrfs::mount() else {
+        return skip("a_clone_lets_rollback_journal_writers_go_on", "needs root, mkfs.btrfs and loop devices");
+    };
+    let folder = btrfs.path();
+    let path = folder.join("a.db");
+    let live = create(&path, "CREATE TABLE t (a); INSERT INTO t VALUES (zeroblob(1000000));");
+    live.busy_timeout(Duration::ZERO).unwrap();
+    let driver = open_with(json!({ "path": path, "rollback": "clone" }), &folder.join("absent-scratch"));
+    let pinned = pin(&driver, 1);
+    assert_eq!(pinned.remains.len(), 1);
+    live.execute_batch("INSERT INTO t VALUES (2); VACUUM;").unwrap();
+    let (drained_tree, drained) = drain(&driver, &pinned, None).unwrap();
+    assert_eq!(drained.items, 1);
+    assert_eq!(run(driver.still_valid(&Context::default(), &pinned)).unwrap(), Validity::Valid);
+    let query = EdgeQuery::From("SELECT length(a) FROM t".to_owned());
+    assert_eq!(edges(&driver, Some(&pinned), &query).unwrap()[0].referent, b"1000000");
+    restore(&folder.join("copy.db"), &drained_tree.tree, RestoreMode::Fresh).unwrap();
+    // A process that died leaves the clone; the next one knows it by the pin's remains.
+    std::mem::forget(driver);
+    assert!(Path::new(&pinned.remains[0]).exists());
+    run(open(&path).release(&Context::default(), &pinned.remains)).unwrap();
+    assert!(!Path::new(&pinned.remains[0]).exists());
+    run(open(&path).release(&Context::default(), &[path.display().to_string()])).unwrap();
+    assert!(path.exists(), "only clones of ours are deleted");
+}
+
+#[test]
+fn where_files_cannot_be_cloned_a_wanted_clone_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.db");
+    drop(create(&path, "CREATE TABLE t (a);"));
+    let driver = open_with(json!({ "path": path, "rollback": "clone" }), folder.path());
+    run(driver.prepare(&Context::default())).unwrap();
+    match run(driver.cut(&Context::default(), &cut_id(1))) {
+        Ok(_) => skip("where_files_cannot_be_cloned_a_wanted_clone_fails", "the file system can clone"),
+        Err(error) => assert!(error.hint_text().unwrap().contains("hold"), "{error:?}"),
+    }
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| !name.to_string_lossy().contains("clone")), "{names:?}");
+}
+
+#[test]
+fn without_the_page_table_the_view_is_copied() {
+    use stillpoint_core::tree::Content as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.db");
+    let live = create(&path, &format!("{WAL} CREATE TABLE t (a); INSERT INTO t VALUES (zeroblob(500000));"));
+    let settings: super::Settings = serde_json::from_value(json!({ "path": path })).unwrap();
+    let inner = super::Inner {
+        settings: settings.validate().unwrap(),
+        scratch: folder.path().join("scratch"),
+        state: Mutex::default(),
+    };
+    let context = Context::default();
+    super::cut::prepare(&inner, &context).unwrap();
+    let pinned = super::cut::cut(&inner, &context, &cut_id(1)).unwrap();
+    live.execute_batch("INSERT INTO t VALUES (2); PRAGMA wal_checkpoint;").unwrap();
+    let views = inner.views(&pinned).unwrap();
+    let mut content = super::drain::copied_content(&inner, &context, &views[0]).unwrap();
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+    loop {
+        match content.read(&mut buffer).unwrap() {
+            0 => break,
+            count => bytes.extend_from_slice(&buffer[..count]),
+        }
+    }
+    let copy = folder.path().join("copy.db");
+    std::fs::write(&copy, bytes).unwrap();
+    assert_eq!(count(&copy, "t"), 1);
+}
+
+#[test]
+fn a_database_with_nothing_but_a_stamp_is_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, source) = (folder.path().join("a.db"), folder.path().join("s.db"));
+    drop(create(&source, "CREATE TABLE t (a);"));
+    let (tree, _) = back_up(&source, None);
+    let context = Context::default();
+    let occupied = |path: &Path| run(open(path).occupied(&context)).unwrap();
+    assert_eq!(occupied(&path), None);
+    drop(create(&path, "CREATE TABLE stillpoint_stamp (one INTEGER PRIMARY KEY, stamp TEXT);"));
+    assert_eq!(occupied(&path), None);
+    restore(&path, &tree, RestoreMode::Fresh).unwrap();
+    assert!(occupied(&path).is_some());
+}
+
 /// Makes stores of one table `items (key, value)` in WAL mode.
 struct SqliteHarness {
     folder: tempfile::TempDir,
