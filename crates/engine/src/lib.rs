@@ -16,3 +16,5 @@ pub mod secrets;
 pub mod open;
 pub mod points;
 pub mod ops;
+pub mod references;
+pub mod fence;

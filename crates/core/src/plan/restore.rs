@@ -34,6 +34,10 @@ pub struct RestorePlan {
     pub to: Option<String>,
     /// Whether the sources themselves are replaced.
     pub in_place: bool,
+    /// Whether what an earlier restore into the same environment left may be overwritten.
+    pub replaces: bool,
+    /// Whether it is accepted that stores of different points stand side by side afterwards.
+    pub accepts_mixed: bool,
     /// The repository's snapshot.
     pub snapshot: String,
     /// The moment that the point shows; what came after it is lost.
@@ -250,6 +254,8 @@ mod tests {
             target_environment: EnvironmentName::new("staging").expect("valid"),
             to: None,
             in_place: false,
+            replaces: false,
+            accepts_mixed: false,
             snapshot: "abc".to_owned(),
             cut_at: Timestamp::UNIX_EPOCH,
             steps,

@@ -13,3 +13,8 @@ pub mod list;
 pub mod prune;
 pub mod show;
 pub mod verify;
+pub mod apply;
+pub mod destination;
+pub mod export;
+pub mod plan;
+pub mod restore;
