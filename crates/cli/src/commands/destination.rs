@@ -85,7 +85,7 @@ impl Options {
     pub fn overwrites(&self) -> bool {
         self.in_place || self.replace
     }
-
+}
 
 fn part(text: &str) -> Result<(StoreName, String)> {
     let (store, path) = text.split_once(':').ok_or_else(|| {

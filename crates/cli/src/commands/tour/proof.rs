@@ -70,7 +70,7 @@ fn rows(registry: &Path) -> Result<BTreeMap<u64, (String, String, String)>> {
         let mut select = connection.prepare("SELECT id, object_key, sha256, commit_id FROM models")?;
         let rows = select
             .query_map([], |row| Ok((row.get::<_, i64>(0)?.unsigned_abs(), (row.get(1)?, row.get(2)?, row.get(3)?))))?;
-        rows.collect()
+        rows.collect::<rusqlite::Result<BTreeMap<_, _>>>()
     };
     read().map_err(|error| platform::sqlite_error("cannot read the restored registry", error))
 }
