@@ -3,6 +3,7 @@
 
 pub mod files;
 pub mod memory;
+pub mod objects;
 pub mod place;
 pub mod sqlite;
 pub mod watch;
@@ -51,7 +52,7 @@ pub struct Registration {
 pub type Settings = BTreeMap<String, serde_json::Value>;
 
 /// Every driver, in the order in which a reader should meet them.
-pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION, &files::REGISTRATION, &sqlite::REGISTRATION];
+pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION, &files::REGISTRATION, &sqlite::REGISTRATION, &objects::REGISTRATION];
 
 /// Finds a driver by name; the error lists the names there are.
 pub fn find(name: &str) -> Result<&'static Registration> {

@@ -3,13 +3,28 @@
 use std::path::Path;
 
 /// The files of a driver, in the order in which they are read. All but the first two may be absent.
-const FILES: &[&str] =
-    &["mod.rs", "README.md", "config.rs", "client.rs", "wire.rs", "cut.rs", "drain.rs", "restore.rs", "tests.rs"];
+const FILES: &[&str] = &[
+    "mod.rs",
+    "README.md",
+    "config.rs",
+    "client.rs",
+    "wire.rs",
+    "cut.rs",
+    "drain.rs",
+    "restore.rs",
+    "tests.rs",
+    // What stands at the top of every point, where it is more than a line.
+    "HOW-TO-RESTORE.txt",
+];
 
 /// Further files of single drivers, each with its reason.
 const EXTRA: &[(&str, &str)] = &[
     // Key escaping is a format of its own, property-tested apart.
     ("objects", "keys.rs"),
+    // Listings of any length, sorted on disk.
+    ("objects", "spool.rs"),
+    // Everything asynchronous: client.rs is the directory and the interface that both share.
+    ("objects", "bucket.rs"),
     // The spool of the walk before the cut, merge-joined in the drain.
     ("files", "spool.rs"),
     // Walk and judgement serve cut, drain and references alike.

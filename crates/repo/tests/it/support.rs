@@ -5,13 +5,17 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
-use stillpoint_core::tree::{Existing, ExtractOptions, Extracted, TreePath};
+use stillpoint_core::error::Result;
+use stillpoint_core::id::StoreName;
+use stillpoint_core::tree::{
+    Existing, ExtractOptions, Extracted, FileTime, Metadata, Node, NodeKind, Reader, Sink, TreePath,
+};
 use stillpoint_repo::depot::Depot;
 use stillpoint_repo::depot::fs::FsDepot;
-use stillpoint_repo::{Repository, SnapshotId, Unlock};
+use stillpoint_repo::{BackupOptions, InitOptions, Repository, SnapshotId, SnapshotMeta, Unlock};
 
 /// The password of every test repository that restic opens too.
 pub const PASSWORD: &str = "rosebud";
@@ -37,14 +41,19 @@ impl Restic {
 
     /// Runs restic and returns what it said, whatever became of it.
     pub fn try_run(&self, arguments: &[&str]) -> Output {
-        Command::new(&self.program)
-            .args(arguments)
-            .args(["--no-cache", "-r"])
-            .arg(&self.repository)
-            .env("RESTIC_PASSWORD", PASSWORD)
-            .env("GOMAXPROCS", "2")
-            .output()
-            .expect("restic was found before")
+        self.command(arguments).output().expect("restic was found before")
+    }
+
+    /// Starts restic with an open standard input.
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("restic was found before")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).args(["--no-cache", "-r"]).arg(&self.repository);
+        command.env("RESTIC_PASSWORD", PASSWORD).env("GOMAXPROCS", "2");
+        command
     }
 
     /// Runs restic, which must succeed.
@@ -160,7 +169,8 @@ pub fn describe(top: &Path) -> BTreeMap<Vec<u8>, String> {
         let meta = path.symlink_metadata().expect("lstat");
         let relative = path.strip_prefix(top).expect("below the top").as_os_str().as_bytes().to_vec();
         let kind = meta.file_type();
-        let mut text = format!("{:o} {}:{} {}.{:09}", meta.mode(), meta.uid(), meta.gid(), meta.mtime(), meta.mtime_nsec());
+        let mut text =
+            format!("{:o} {}:{} {}.{:09}", meta.mode(), meta.uid(), meta.gid(), meta.mtime(), meta.mtime_nsec());
         for name in xattr::list(&path).into_iter().flatten() {
             let value = xattr::get(&path, &name).expect("xattr").unwrap_or_default();
             text.push_str(&format!(" {name:?}={value:?}"));
@@ -201,8 +211,110 @@ pub fn assert_same(expected: &Path, actual: &Path) {
     for name in expected.keys().chain(actual.keys()).collect::<std::collections::BTreeSet<_>>() {
         if expected.get(name) != actual.get(name) {
             let shown = String::from_utf8_lossy(name);
-            differences.push(format!("{shown}\n  expected {:?}\n  found    {:?}", expected.get(name), actual.get(name)));
+            differences.push(format!(
+                "{shown}\n  expected {:?}\n  found    {:?}",
+                expected.get(name),
+                actual.get(name)
+            ));
         }
     }
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
+}
+
+/// A new repository in memory or wherever `depot` is.
+pub fn init(depot: Arc<dyn Depot>) -> Repository {
+    Repository::init(depot, &Unlock::Password(PASSWORD.into()), &InitOptions::default()).expect("init")
+}
+
+/// Backs a directory up as the store `files`, with our own writer.
+pub fn backup(repository: &Repository, from: &Path) -> Result<SnapshotId> {
+    let backup = repository.begin(BackupOptions::default())?;
+    let mut sink = backup.store(&StoreName::new("files").expect("name"), None)?;
+    walk(&mut sink, from)?;
+    sink.finish()?;
+    let meta = SnapshotMeta {
+        time: jiff::Timestamp::now(),
+        hostname: "test".into(),
+        tags: vec!["point:k3f9".into()],
+        paths: vec!["/files".into()],
+    };
+    Ok(backup.finish(meta)?.snapshot)
+}
+
+fn walk(sink: &mut dyn Sink, from: &Path) -> Result<()> {
+    let mut entries: Vec<_> =
+        std::fs::read_dir(from).expect("lists").map(|entry| entry.expect("entry").path()).collect();
+    entries.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+    for path in entries {
+        let name = path.file_name().expect("has a name").as_bytes().to_vec();
+        let stat = path.symlink_metadata().expect("lstat");
+        let meta = metadata(&path, &stat);
+        let kind = stat.file_type();
+        if kind.is_dir() {
+            sink.enter(&name, &meta)?;
+            walk(sink, &path)?;
+            sink.leave()?;
+        } else if kind.is_file() {
+            let file = std::fs::File::open(&path).expect("opens");
+            sink.file(&name, &meta, Some(stat.len()), Box::new(Reader(file)))?;
+        } else if kind.is_symlink() {
+            let target = path.read_link().expect("link").as_os_str().as_bytes().to_vec();
+            sink.node(&Node { name, kind: NodeKind::Symlink { target }, meta })?;
+        } else if kind.is_fifo() {
+            sink.node(&Node { name, kind: NodeKind::Fifo, meta })?;
+        }
+    }
+    Ok(())
+}
+
+fn metadata(path: &Path, stat: &std::fs::Metadata) -> Metadata {
+    let time = FileTime { seconds: stat.mtime(), nanos: stat.mtime_nsec() as u32 };
+    let xattrs = xattr::list(path).into_iter().flatten();
+    let mut xattrs: Vec<_> = xattrs
+        .map(|name| {
+            let value = xattr::get(path, &name).expect("xattr").unwrap_or_default();
+            (name.as_bytes().to_vec(), value)
+        })
+        .collect();
+    xattrs.sort();
+    Metadata {
+        mode: stat.mode() & 0o7777,
+        mtime: time,
+        atime: time,
+        ctime: time,
+        uid: stat.uid(),
+        gid: stat.gid(),
+        inode: stat.ino(),
+        device: stat.dev(),
+        links: stat.nlink(),
+        xattrs,
+        ..Metadata::default()
+    }
+}
+
+/// All files below a directory, relative, sorted.
+pub fn files(top: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut waiting = vec![top.to_owned()];
+    while let Some(path) = waiting.pop() {
+        for entry in std::fs::read_dir(&path).expect("lists") {
+            let entry = entry.expect("entry").path();
+            if entry.is_dir() {
+                waiting.push(entry)
+            } else {
+                found.push(entry.strip_prefix(top).expect("below").to_owned())
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Copies a directory of plain files.
+pub fn copy_all(from: &Path, to: &Path) {
+    for file in files(from) {
+        let target = to.join(&file);
+        std::fs::create_dir_all(target.parent().expect("has a folder")).expect("folder");
+        std::fs::copy(from.join(&file), target).expect("copies");
+    }
 }
