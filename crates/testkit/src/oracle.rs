@@ -50,6 +50,21 @@ pub struct CutInterval {
     pub end: Moment,
 }
 
+/// One obligation that a restored store does not meet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The key concerned.
+    pub key: String,
+    /// What is wrong with it, for people.
+    pub what: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` {}", self.key, self.what)
+    }
+}
+
 impl Oracle {
     /// An oracle that has seen nothing.
     pub fn new() -> Self {
@@ -94,7 +109,7 @@ impl Oracle {
 
     /// What is wrong with the restored content of one store. Keys that no writer touched are not
     /// judged. Empty means that every obligation holds.
-    pub fn violations(&self, store: &str, cut: CutInterval, restored: &Content) -> Vec<String> {
+    pub fn violations(&self, store: &str, cut: CutInterval, restored: &Content) -> Vec<Violation> {
         let log = self.log.lock().expect("no holder panics");
         let mut by_key: BTreeMap<&str, Vec<&Write>> = BTreeMap::new();
         for write in log.writes.iter().filter(|write| write.store == store) {
@@ -131,7 +146,7 @@ impl Oracle {
 
 /// Judges one key: allowed is what the last acknowledged write before the cut left, and what any
 /// write that was in flight during the cut would have left.
-fn judge(key: &str, writes: &[&Write], cut: CutInterval, found: Option<&Vec<u8>>) -> Option<String> {
+fn judge(key: &str, writes: &[&Write], cut: CutInterval, found: Option<&Vec<u8>>) -> Option<Violation> {
     let settled = writes.iter().rposition(|write| write.acknowledged.is_some_and(|at| at < cut.begin.0));
     let in_flight = &writes[settled.map_or(0, |index| index + 1)..];
     let base = settled.and_then(|index| writes[index].value.as_ref());
@@ -141,11 +156,12 @@ fn judge(key: &str, writes: &[&Write], cut: CutInterval, found: Option<&Vec<u8>>
         return None;
     }
     let late = in_flight.iter().any(|write| write.begun > cut.end.0 && write.value.as_ref() == found);
-    Some(match found {
-        None => format!("`{key}` was acknowledged before the cut and is missing"),
-        Some(_) if late => format!("`{key}` was written after the cut and is there"),
-        Some(bytes) => format!("`{key}` holds {} bytes that no write in question made", bytes.len()),
-    })
+    let what = match found {
+        None => "was acknowledged before the cut and is missing".to_owned(),
+        Some(_) if late => "was written after the cut and is there".to_owned(),
+        Some(bytes) => format!("holds {} bytes that no write in question made", bytes.len()),
+    };
+    Some(Violation { key: key.to_owned(), what })
 }
 
 #[cfg(test)]

@@ -154,6 +154,8 @@ impl Names {
         let bytes = &names.bytes;
         let name = |(begin, length): (u32, u8)| &bytes[begin as usize..begin as usize + length as usize];
         names.spans.sort_unstable_by(|a, b| name(*a).cmp(name(*b)));
+        // A name that is deleted and made again while we list may be listed twice.
+        names.spans.dedup_by(|a, b| name(*a) == name(*b));
         Ok(names)
     }
 

@@ -96,6 +96,8 @@ pub(super) struct Place {
 /// Settings after their check.
 #[derive(Debug, Clone)]
 pub(super) struct Checked {
+    /// The store's name, which keeps apart what several stores leave on one file system.
+    pub(super) store: String,
     pub(super) places: Vec<Place>,
     pub(super) exclude: Vec<Pattern>,
     pub(super) settings: Settings,
@@ -103,7 +105,7 @@ pub(super) struct Checked {
 
 impl Settings {
     /// Refuses what cannot be. After it, the settings cannot fail.
-    pub(super) fn validate(self) -> Result<Checked> {
+    pub(super) fn validate(self, store: &str) -> Result<Checked> {
         let places = match (&self.path, self.paths.is_empty()) {
             (Some(path), true) => vec![Place { label: None, path: absolute(path)? }],
             (None, false) => {
@@ -125,7 +127,7 @@ impl Settings {
             }
         }
         let exclude = self.exclude.iter().map(|text| Pattern::new(text)).collect::<Result<Vec<_>>>()?;
-        Ok(Checked { places, exclude, settings: self })
+        Ok(Checked { store: store.to_owned(), places, exclude, settings: self })
     }
 }
 
@@ -233,7 +235,7 @@ mod tests {
 
     fn excludes(pattern: &str, path: &str) -> bool {
         let settings = Settings { path: Some("/x".into()), exclude: vec![pattern.to_owned()], ..Settings::default() };
-        settings.validate().expect("valid").is_excluded(Path::new(path))
+        settings.validate("s").expect("valid").is_excluded(Path::new(path))
     }
 
     #[test]
@@ -280,7 +282,7 @@ mod tests {
             ),
             (Settings { paths: BTreeMap::from([("a/b".into(), "/a".into())]), ..Settings::default() }, "plain names"),
         ] {
-            let error = settings.validate().expect_err(word);
+            let error = settings.validate("s").expect_err(word);
             assert!(error.to_string().contains(word), "{error}");
         }
     }

@@ -21,7 +21,7 @@ use stillpoint_core::position::Position;
 use stillpoint_core::tree::FileTime;
 
 use super::client::{Clock, Stat, Top, file_system, look, look_at};
-use super::config::Checked;
+use super::config::{Checked, Snapshot};
 use super::snapshot::{self, Method};
 use super::spool::{Spool, Writer};
 use super::walk::{Listing, NamesChanged, Rule, Walk};
@@ -112,7 +112,7 @@ fn prepare_place(checked: &Checked, context: &Context, scratch: &Path, index: us
     let mut notes = Vec::new();
     // The watch comes first, so that nothing falls between it and the list.
     let watch = if is_local { watch(checked, path, &mut notes)? } else { None };
-    let mut method = snapshot::choose(checked, path, &top, &mut notes)?;
+    let mut method = snapshot::choose(checked, path, &top, true, &mut notes)?;
     if let Method::Btrfs { .. } | Method::Lvm { .. } = method {
         // Flushed now, so that the snapshot has little left to flush within the cut.
         rustix::fs::syncfs(&top.fd)
@@ -123,6 +123,10 @@ fn prepare_place(checked: &Checked, context: &Context, scratch: &Path, index: us
     }
     let (spool, listed) = list(checked, context, scratch, &top, watch.as_ref())?;
     if method == Method::Reflink && listed.files > checked.settings.reflink_files_max {
+        if checked.settings.snapshot == Snapshot::Reflink {
+            let message = format!("`{}` holds {} files, too many to be cloned in a cut", path.display(), listed.files);
+            return Err(Error::new(Kind::Exhausted, message).hint("raise reflinkFilesMax, or set snapshot: auto"));
+        }
         notes.push(format!("{} files are too many to be cloned in a cut; changes are watched for", listed.files));
         method = Method::Watched;
     }
@@ -342,6 +346,6 @@ pub(super) fn release(checked: &Checked, held: Option<Held>, remains: &[String])
 }
 
 /// A name of ours for what a cut makes.
-pub(super) fn own_name(what: &str, cut: &CutId, place: usize) -> PathBuf {
-    PathBuf::from(format!("{}{what}-{cut}-{place}", super::config::OWN_PREFIX))
+pub(super) fn own_name(what: &str, checked: &Checked, cut: &CutId, place: usize) -> PathBuf {
+    PathBuf::from(format!("{}{what}-{}-{cut}-{place}", super::config::OWN_PREFIX, checked.store))
 }

@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use stillpoint_core::driver::{Context, Drained, Edge, EdgeQuery};
+use stillpoint_core::driver::{Context, Drained, Edge, EdgeQuery, Loss};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{FileTime, Metadata, Node, NodeKind, Sink, bytes};
 
@@ -57,7 +57,9 @@ pub(super) fn drain(
         walk.run(view.top.fd.as_fd(), &mut judge)?;
         let (streams, losses) = judge.finish(view.top.fd.as_fd())?;
         streams.sink.leave()?;
-        drained.losses.extend(losses);
+        let prefix = if is_several { format!("{ROOTS}/{name}") } else { DATA.to_owned() };
+        // Streams are named by their path in the tree; what has none is named alike.
+        drained.losses.extend(losses.into_iter().map(|loss| Loss { what: format!("{prefix}/{}", loss.what), ..loss }));
         drained.notes.extend(walk.notes);
         drained.notes.extend(view.notes.iter().cloned());
     }

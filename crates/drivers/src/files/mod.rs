@@ -77,7 +77,7 @@ impl Files {
     fn open(request: &OpenRequest<'_>) -> Result<Self> {
         let settings: Settings = crate::settings(request)?;
         let shared = Shared {
-            checked: settings.validate().map_err(|error| error.store(request.store.as_str()))?,
+            checked: settings.validate(request.store.as_str()).map_err(|error| error.store(request.store.as_str()))?,
             scratch: request.scratch.clone(),
             state: Mutex::default(),
         };
@@ -118,7 +118,13 @@ impl Shared {
                 warnings
                     .push(format!("`{}` is on {kind}: whatever changes during a run is named", place.path.display()));
             }
-            if snapshot::choose(&self.checked, &place.path, &top, &mut warnings)? == snapshot::Method::Watched {
+            // Clones are for few files; how many there are is found out by `prepare`.
+            let is_sure = |method| match method {
+                snapshot::Method::Watched => false,
+                snapshot::Method::Reflink => self.checked.settings.snapshot == Snapshot::Reflink,
+                snapshot::Method::Btrfs { .. } | snapshot::Method::Lvm { .. } => true,
+            };
+            if !is_sure(snapshot::choose(&self.checked, &place.path, &top, false, &mut warnings)?) {
                 pin = PinKind::Watched;
             }
             kinds.push(kind);

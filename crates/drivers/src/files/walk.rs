@@ -13,15 +13,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use stillpoint_core::driver::{Context, Loss};
-use stillpoint_core::error::{IoContext, Result};
+use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::FileTime;
 
-use super::client::{Names, Stat, look, look_at, open_below};
+use super::client::{Names, Stat, file_system, look, look_at, open_below};
 use super::config::Checked;
 use super::spool::{Reader, Record, Writer};
 
 /// Losses are listed one by one up to this number; the rest is counted.
 const LOSSES_MAX: usize = 10_000;
+/// A btrfs snapshot shows the subvolumes inside it as empty directories with this inode.
+const ABSENT_SUBVOLUME_INODE: u64 = 2;
 const LIST_BUFFER_BYTES: usize = 64 * 1024;
 
 /// One entry as the walk found it.
@@ -51,6 +53,7 @@ pub(super) struct Walk<'a> {
     checked: &'a Checked,
     context: &'a Context,
     top_device: u64,
+    is_btrfs: bool,
     path: Vec<u8>,
     buffer: Vec<MaybeUninit<u8>>,
     /// What was left out and should be known.
@@ -60,14 +63,19 @@ pub(super) struct Walk<'a> {
 impl<'a> Walk<'a> {
     pub(super) fn new(checked: &'a Checked, context: &'a Context) -> Self {
         let buffer = vec![MaybeUninit::uninit(); LIST_BUFFER_BYTES];
-        Self { checked, context, top_device: 0, path: Vec::new(), buffer, notes: Vec::new() }
+        Self { checked, context, top_device: 0, is_btrfs: false, path: Vec::new(), buffer, notes: Vec::new() }
     }
 
     /// Walks everything below the open directory `top`, which itself is not visited.
     pub(super) fn run(&mut self, top: BorrowedFd<'_>, visit: &mut dyn Visit) -> Result<()> {
         self.top_device = look_at(top).or_io(|| "cannot look at the top directory".to_owned())?.device;
+        self.is_btrfs = file_system(top)?.0 == "btrfs";
         self.path.clear();
-        self.directory(top, visit)
+        // Opened anew: walks of one top directory must not share how far it was listed.
+        let Some(fresh) = open_below(top, OsStr::new("."))? else {
+            return Err(Error::new(Kind::NotFound, "the top directory is gone"));
+        };
+        self.directory(fresh.as_fd(), visit)
     }
 
     fn directory(&mut self, at: BorrowedFd<'_>, visit: &mut dyn Visit) -> Result<()> {
@@ -111,6 +119,8 @@ impl<'a> Walk<'a> {
         if self.checked.settings.one_file_system && stat.device != self.top_device {
             let note = format!("`{}` is on another file system; its content is left out (oneFileSystem)", path());
             self.notes.push(note);
+        } else if self.is_btrfs && stat.inode == ABSENT_SUBVOLUME_INODE {
+            self.notes.push(format!("`{}` is a subvolume of its own; its content is left out", path()));
         } else {
             let depth = self.path.len();
             self.directory(fd.as_fd(), visit)?;

@@ -28,3 +28,18 @@ pub fn run(harness: &dyn Harness) -> Report {
 pub fn case_names() -> Vec<&'static str> {
     cases::CASES.iter().map(|case| case.name).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_case_stands_in_the_drivers_specification() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/driver-spec.md");
+        let text = std::fs::read_to_string(path).expect("docs/driver-spec.md");
+        let names = super::case_names();
+        for name in &names {
+            assert!(text.contains(&format!("`{name}`")), "docs/driver-spec.md lacks {name}");
+        }
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len(), "two cases share a name");
+    }
+}
