@@ -699,8 +699,7 @@ fn a_clone_lets_rollback_journal_writers_go_on() {
     let query = EdgeQuery::From("SELECT length(a) FROM t".to_owned());
     assert_eq!(edges(&driver, Some(&pinned), &query).unwrap()[0].referent, b"1000000");
     restore(&folder.join("copy.db"), &drained_tree.tree, RestoreMode::Fresh).unwrap();
-    // A process that died leaves the clone; the next one knows it by the pin's remains.
-    std::mem::forget(driver);
+    // What a process that died leaves, the next one knows by the pin's remains.
     assert!(Path::new(&pinned.remains[0]).exists());
     run(open(&path).release(&Context::default(), &pinned.remains)).unwrap();
     assert!(!Path::new(&pinned.remains[0]).exists());
@@ -725,7 +724,6 @@ fn where_files_cannot_be_cloned_a_wanted_clone_fails() {
 
 #[test]
 fn without_the_page_table_the_view_is_copied() {
-    use stillpoint_core::tree::Content as _;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.db");
     let live = create(&path, &format!("{WAL} CREATE TABLE t (a); INSERT INTO t VALUES (zeroblob(500000));"));
