@@ -2,6 +2,7 @@
 //! Stillpoint knows of them.
 
 pub mod files;
+pub mod git;
 pub mod memory;
 pub mod objects;
 pub mod place;
@@ -52,7 +53,7 @@ pub struct Registration {
 pub type Settings = BTreeMap<String, serde_json::Value>;
 
 /// Every driver, in the order in which a reader should meet them.
-pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION, &files::REGISTRATION, &sqlite::REGISTRATION, &objects::REGISTRATION];
+pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION, &files::REGISTRATION, &sqlite::REGISTRATION, &objects::REGISTRATION, &git::REGISTRATION];
 
 /// Finds a driver by name; the error lists the names there are.
 pub fn find(name: &str) -> Result<&'static Registration> {
