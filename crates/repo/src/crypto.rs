@@ -167,23 +167,8 @@ impl Cipher {
         Ok(sealed)
     }
 
-    /// Checks and decrypts a sealed message in place; the plain bytes are the returned part of it.
-    /// When the authenticator is wrong, nothing is decrypted and the error is `Corrupt`.
-    pub(crate) fn open_in_place<'d>(&self, sealed: &'d mut [u8]) -> Result<&'d mut [u8]> {
-        let bad = || Error::new(Kind::Corrupt, "bytes are damaged or sealed with another key");
-        let length = sealed.len().checked_sub(SEAL_BYTES as usize).ok_or_else(bad)?;
-        let (nonce, rest) = sealed.split_first_chunk_mut::<BLOCK_BYTES>().ok_or_else(bad)?;
-        let (data, authenticator) = rest.split_at_mut(length);
-        let nonce = *nonce;
-        let mac: [u8; BLOCK_BYTES] = self.mac(&nonce).compute_unpadded(data).into();
-        if differs(&mac, authenticator) {
-            return Err(bad());
-        }
-        self.stream(&nonce).apply_keystream(data);
-        Ok(data)
-    }
-
-    /// Like [`Cipher::open_in_place`], into `plain`, which must be [`SEAL_BYTES`] shorter.
+    /// Checks and decrypts a sealed message into `plain`, which must be [`SEAL_BYTES`] shorter. When
+    /// the authenticator is wrong, nothing is decrypted and the error is `Corrupt`.
     pub(crate) fn open_to(&self, sealed: &[u8], plain: &mut [u8]) -> Result<()> {
         let bad = || Error::new(Kind::Corrupt, "bytes are damaged or sealed with another key");
         let (nonce, rest) = sealed.split_first_chunk::<BLOCK_BYTES>().ok_or_else(bad)?;
@@ -191,16 +176,24 @@ impl Cipher {
         if plain.len() != data.len() {
             return Err(Error::internal("the space for plain bytes has another length than the bytes"));
         }
-        let mac: [u8; BLOCK_BYTES] = self.mac(nonce).compute_unpadded(data).into();
+        // Decrypted along with the check, while the bytes are in the first-level cache; what fails the
+        // check is wiped before anyone sees it.
+        let (mut stream, mut mac) = (self.stream(nonce), self.mac(nonce));
+        let whole = data.len() / STEP_BYTES * STEP_BYTES;
+        for (from, to) in data[..whole].chunks_exact(STEP_BYTES).zip(plain.chunks_exact_mut(STEP_BYTES)) {
+            mac.update_padded(from);
+            stream.apply_keystream_b2b(from, to);
+        }
+        stream.apply_keystream_b2b(&data[whole..], &mut plain[whole..]);
+        let mac: [u8; BLOCK_BYTES] = mac.compute_unpadded(&data[whole..]).into();
         if differs(&mac, authenticator) {
+            plain.fill(0);
             return Err(bad());
         }
-        plain.copy_from_slice(data);
-        self.stream(nonce).apply_keystream(plain);
         Ok(())
     }
 
-    /// Like [`Cipher::open_in_place`], into `plain`, which is overwritten.
+    /// Like [`Cipher::open_to`], into `plain`, which is overwritten whole.
     pub(crate) fn open_into(&self, sealed: &[u8], plain: &mut Vec<u8>) -> Result<()> {
         plain.resize(sealed.len().saturating_sub(SEAL_BYTES as usize), 0);
         self.open_to(sealed, plain)
@@ -274,7 +267,7 @@ mod tests {
     #[test]
     fn what_is_too_short_is_corrupt() {
         for length in 0..32 {
-            assert!(cipher().open_in_place(&mut vec![0; length]).is_err());
+            assert!(cipher().open_into(&vec![0; length], &mut Vec::new()).is_err());
         }
     }
 

@@ -98,6 +98,7 @@ impl<E: Keyed> Table<E> {
     }
 
     /// Bytes of memory held.
+    #[cfg(test)]
     pub(crate) fn memory_bytes(&self) -> usize {
         let segments: usize = self.segments.iter().map(|segment| segment.capacity() * size_of::<E>()).sum();
         segments + self.segments.capacity() * size_of::<Vec<E>>() + self.slots.capacity() * size_of::<u32>()
@@ -214,11 +215,7 @@ impl Index {
 
     /// Like [`Index::locations`], each with its place in the order of [`Index::iter`], by which whoever
     /// marks blobs can keep a bit for each.
-    pub(crate) fn numbered<'i>(
-        &'i self,
-        kind: BlobKind,
-        id: &'i Id,
-    ) -> impl Iterator<Item = (usize, Location)> {
+    pub(crate) fn numbered<'i>(&'i self, kind: BlobKind, id: &'i Id) -> impl Iterator<Item = (usize, Location)> {
         let of_kind = self.blobs.numbered(id).filter(move |(_, slot)| slot.kind() == kind);
         of_kind.map(|(number, slot)| (number, self.location(slot)))
     }
@@ -250,6 +247,7 @@ impl Index {
     }
 
     /// Bytes of memory held.
+    #[cfg(test)]
     pub(crate) fn memory_bytes(&self) -> usize {
         self.blobs.memory_bytes() + self.packs.capacity() * size_of::<Id>()
     }

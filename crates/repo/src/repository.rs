@@ -161,15 +161,6 @@ impl Repository {
         unpacked::save(self.depot(), self.cipher(), kind, json)
     }
 
-    /// The index as it was when it was last loaded; loads it the first time.
-    pub(crate) fn index(&self) -> Result<Arc<Index>> {
-        let loaded = self.lock_index();
-        match &loaded.index {
-            Some(index) => Ok(index.clone()),
-            None => self.reload(loaded),
-        }
-    }
-
     /// The index as it is in the depot now. Index files that were loaded before are not read again.
     pub(crate) fn fresh_index(&self) -> Result<Arc<Index>> {
         self.reload(self.lock_index())
@@ -180,15 +171,29 @@ impl Repository {
         self.inner.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Brings the index up to date. Someone may merge index files meanwhile (prune, another tool), so
+    /// that a listed one is gone; then the list is read again.
     fn reload(&self, mut loaded: std::sync::MutexGuard<'_, Loaded>) -> Result<Arc<Index>> {
-        let files = unpacked::list(self.depot(), FileKind::Index)?;
-        let superset = loaded.files.iter().all(|file| files.binary_search(file).is_ok());
-        let known = std::mem::take(&mut *loaded);
-        let (mut index, old) = match known.index.filter(|_| superset) {
-            Some(index) if files.len() == known.files.len() => {
-                *loaded = Loaded { files, index: Some(index.clone()) };
-                return Ok(index);
+        const ATTEMPTS: usize = 5;
+        for attempt in 1.. {
+            match self.load_listed(std::mem::take(&mut *loaded)) {
+                Ok(now) => {
+                    let index = now.index.clone().unwrap_or_default();
+                    *loaded = now;
+                    return Ok(index);
+                }
+                Err(error) if error.kind() == Kind::NotFound && attempt < ATTEMPTS => {}
+                Err(error) => return Err(error),
             }
+        }
+        Err(Error::internal("the last attempt returns"))
+    }
+
+    fn load_listed(&self, known: Loaded) -> Result<Loaded> {
+        let files = unpacked::list(self.depot(), FileKind::Index)?;
+        let superset = known.files.iter().all(|file| files.binary_search(file).is_ok());
+        let (mut index, old) = match known.index.filter(|_| superset) {
+            Some(index) if files.len() == known.files.len() => return Ok(Loaded { files, index: Some(index) }),
             // Taken over when nobody else holds it; a second copy of a large index is not afforded.
             Some(index) => match Arc::try_unwrap(index) {
                 Ok(index) => (index, known.files),
@@ -197,16 +202,10 @@ impl Repository {
             None => (Index::default(), Vec::new()),
         };
         for id in files.iter().filter(|id| old.binary_search(id).is_err()) {
-            let json = match self.load(FileKind::Index, id) {
-                // Merged into another by someone else since it was listed; the other is listed too.
-                Err(error) if error.kind() == Kind::NotFound => continue,
-                other => other?,
-            };
+            let json = self.load(FileKind::Index, id)?;
             index.add_file(&json).map_err(|error| error.context("file", FileKind::Index.name(id)))?;
         }
-        let index = Arc::new(index);
-        *loaded = Loaded { files, index: Some(index.clone()) };
-        Ok(index)
+        Ok(Loaded { files, index: Some(Arc::new(index)) })
     }
 
     /// Reads one blob and checks it. Where several packs hold it, the first sound copy counts.

@@ -143,9 +143,8 @@ impl Backup {
         let mut backup = Self { pipeline, stores: Arc::default(), workers: Vec::new(), uploaders, lock: Some(lock) };
         for number in 0..plan.workers + plan.spares {
             let pipeline = backup.pipeline.clone();
-            let worker = (number < plan.workers).then_some(number);
             let thread = std::thread::Builder::new().name(format!("backup-{number}"));
-            let started = thread.spawn(move || worker::run(&pipeline, worker));
+            let started = thread.spawn(move || worker::run(&pipeline, number));
             backup.workers.push(started.map_err(|error| Error::io("cannot start a thread", error))?);
         }
         Ok(backup)
@@ -171,7 +170,7 @@ impl Backup {
         pipeline.schedule.close();
         join(&mut self.workers)?;
         pipeline.failure.check()?;
-        let root = write_root(&pipeline, &trees, meta.time)?;
+        let root = write_root(&pipeline, &trees)?;
         pipeline.write_rest()?;
         pipeline.outlet.close();
         join(&mut self.uploaders)?;
@@ -227,12 +226,10 @@ fn join(threads: &mut Vec<JoinHandle<()>>) -> Result<()> {
     Ok(())
 }
 
-/// The snapshot's root: one folder for each store.
-fn write_root(pipeline: &Pipeline, trees: &[(StoreName, Id)], time: jiff::Timestamp) -> Result<Id> {
-    let nanos = time.as_nanosecond();
-    let mtime =
-        FileTime { seconds: nanos.div_euclid(1_000_000_000) as i64, nanos: nanos.rem_euclid(1_000_000_000) as u32 };
-    let meta = Metadata::folder(mtime);
+/// The snapshot's root: one folder for each store. The folders have no time of their own, so that
+/// a backup without changes has the root of the one before.
+fn write_root(pipeline: &Pipeline, trees: &[(StoreName, Id)]) -> Result<Id> {
+    let meta = Metadata::folder(FileTime::default());
     let mut root = DirectoryWriter::default();
     for (name, tree) in trees {
         let name = name.as_str().as_bytes();

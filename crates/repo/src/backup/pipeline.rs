@@ -106,7 +106,7 @@ impl Pipeline {
         Ok(Self {
             repository: repository.clone(),
             failure,
-            schedule: Schedule::new(plan.workers),
+            schedule: Schedule::new(plan.workers, plan.spares),
             known: Known::new(repository.fresh_index()?),
             chunker: Chunker::new(repository.chunker_polynomial()),
             outlet,

@@ -8,7 +8,7 @@
 //! worker has been stuck in a read for a while, so that the others' streams go on.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ const QUEUED_MAX: usize = 256;
 const RUN_FILES_MAX: usize = 64;
 const RUN_BYTES_MAX: usize = 4 << 20;
 /// A read that takes longer has a spare thread step in.
-const STUCK_AFTER: Duration = Duration::from_millis(50);
+const STUCK_AFTER: Duration = Duration::from_millis(200);
 
 /// A file that is read batch by batch.
 pub(super) struct Stream {
@@ -62,9 +62,13 @@ pub(super) struct Schedule {
     queues: Mutex<Queues>,
     /// Work has come, or no more will.
     work: Condvar,
+    /// No more work will come. Spare threads wait here, so that no call for a worker wakes them.
+    over: Condvar,
+    /// Spare threads that have work.
+    spares_busy: AtomicUsize,
     /// A queue has become shorter.
     room: Condvar,
-    /// When each regular worker began to read, in milliseconds since `started`, plus one; 0 when it
+    /// When each thread, spare ones included, began to read, in milliseconds since `started`, plus one; 0 when it
     /// does not read.
     reading: Vec<AtomicU64>,
     started: Instant,
@@ -72,12 +76,14 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    pub(super) fn new(workers: usize) -> Self {
+    pub(super) fn new(workers: usize, spares: usize) -> Self {
         Self {
             queues: Mutex::default(),
             work: Condvar::new(),
+            over: Condvar::new(),
+            spares_busy: AtomicUsize::new(0),
             room: Condvar::new(),
-            reading: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            reading: (0..workers + spares).map(|_| AtomicU64::new(0)).collect(),
             started: Instant::now(),
             workers,
         }
@@ -115,22 +121,28 @@ impl Schedule {
         }
     }
 
-    /// The next work for a spare thread: only while a worker is stuck.
+    /// The next work for a spare thread: only while more threads are stuck than spare ones busy.
+    /// To be followed by [`Schedule::spare_done`].
     pub(super) fn next_spare(&self, failure: &Failure) -> Result<Option<Work>> {
+        let mut queues = self.lock();
         loop {
             failure.check()?;
-            if self.is_stuck() {
-                let mut queues = self.lock();
-                if let Some(work) = self.take(&mut queues) {
-                    return Ok(Some(work));
-                }
+            if self.stuck() > self.spares_busy.load(Ordering::Relaxed)
+                && let Some(work) = self.take(&mut queues)
+            {
+                self.spares_busy.fetch_add(1, Ordering::Relaxed);
+                return Ok(Some(work));
             }
-            let queues = self.lock();
             if queues.closed && queues.open == 0 && queues.small.is_empty() && queues.large.is_empty() {
                 return Ok(None);
             }
-            drop(self.work.wait_timeout(queues, STUCK_AFTER).unwrap_or_else(PoisonError::into_inner));
+            queues = self.over.wait_timeout(queues, STUCK_AFTER).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// A spare thread has done its work.
+    pub(super) fn spare_done(&self) {
+        self.spares_busy.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn take(&self, queues: &mut Queues) -> Option<Work> {
@@ -194,6 +206,7 @@ impl Schedule {
         if queues.closed && queues.open == 0 {
             drop(queues);
             self.work.notify_all();
+            self.over.notify_all();
         }
     }
 
@@ -201,20 +214,20 @@ impl Schedule {
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.work.notify_all();
+        self.over.notify_all();
     }
 
-    /// Notes that regular worker `worker` begins or ends to read.
-    pub(super) fn reading(&self, worker: Option<usize>, begins: bool) {
-        if let Some(worker) = worker {
-            let now = if begins { self.started.elapsed().as_millis() as u64 + 1 } else { 0 };
-            self.reading[worker].store(now, Ordering::Relaxed);
-        }
+    /// Notes that a thread begins or ends to read.
+    pub(super) fn reading(&self, thread: usize, begins: bool) {
+        let now = if begins { self.started.elapsed().as_millis() as u64 + 1 } else { 0 };
+        self.reading[thread].store(now, Ordering::Relaxed);
     }
 
-    fn is_stuck(&self) -> bool {
+    /// How many threads have been in one read for long.
+    fn stuck(&self) -> usize {
         let now = self.started.elapsed().as_millis() as u64;
         let stuck = |since: u64| since > 0 && now.saturating_sub(since - 1) > STUCK_AFTER.as_millis() as u64;
-        self.reading.iter().any(|since| stuck(since.load(Ordering::Relaxed)))
+        self.reading.iter().filter(|since| stuck(since.load(Ordering::Relaxed))).count()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queues> {

@@ -21,11 +21,12 @@ const BATCH_BYTES: usize = 4 << 20;
 /// What is read at least, however much the last batch left.
 const READ_BYTES_MIN: usize = 2 << 20;
 
-/// Runs one thread until all work is done or the backup has failed. `worker` is its number, or
-/// `None` for a spare thread.
-pub(super) fn run(pipeline: &Pipeline, worker: Option<usize>) {
+/// Runs thread `number` until all work is done or the backup has failed. The first are workers, the
+/// rest are spare.
+pub(super) fn run(pipeline: &Pipeline, number: usize) {
     let _guard = PanicGuard(&pipeline.failure);
-    let mut thread = Thread { pipeline, worker, buffer: Vec::new(), chunks: Vec::new(), files: Vec::new() };
+    let is_spare = number >= pipeline.plan.workers;
+    let mut thread = Thread { pipeline, number, is_spare, buffer: Vec::new(), chunks: Vec::new(), files: Vec::new() };
     if let Err(error) = thread.run() {
         pipeline.failure.set(error);
     }
@@ -41,7 +42,8 @@ struct FileChunks {
 
 struct Thread<'p> {
     pipeline: &'p Pipeline,
-    worker: Option<usize>,
+    number: usize,
+    is_spare: bool,
     /// What was read. Only grows, so that it is cleared once and not for each batch.
     buffer: Vec<u8>,
     /// The chunks of the batch, as places in `buffer`.
@@ -53,9 +55,9 @@ impl Thread<'_> {
     fn run(&mut self) -> Result<()> {
         loop {
             let schedule = &self.pipeline.schedule;
-            let work = match self.worker {
-                Some(_) => schedule.next(&self.pipeline.failure)?,
-                None => schedule.next_spare(&self.pipeline.failure)?,
+            let work = match self.is_spare {
+                false => schedule.next(&self.pipeline.failure)?,
+                true => schedule.next_spare(&self.pipeline.failure)?,
             };
             self.chunks.clear();
             self.files.clear();
@@ -65,6 +67,11 @@ impl Thread<'_> {
                 Some(Work::Stream(stream)) => self.read_stream(stream),
             }
             self.store()?;
+            if self.is_spare {
+                // Work for spare threads is rare; their memory is better kept free.
+                self.buffer = Vec::new();
+                schedule.spare_done();
+            }
         }
     }
 
@@ -123,7 +130,7 @@ impl Thread<'_> {
         if self.buffer.len() < to {
             self.buffer.resize(to, 0);
         }
-        self.pipeline.schedule.reading(self.worker, true);
+        self.pipeline.schedule.reading(self.number, true);
         let outcome = loop {
             if *at == to {
                 break Ok(false);
@@ -137,7 +144,7 @@ impl Thread<'_> {
                 break Ok(false);
             }
         };
-        self.pipeline.schedule.reading(self.worker, false);
+        self.pipeline.schedule.reading(self.number, false);
         outcome
     }
 

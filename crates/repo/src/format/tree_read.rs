@@ -65,6 +65,7 @@ pub struct Nodes {
     blob: Vec<u8>,
     at: usize,
     first: bool,
+    ended: bool,
 }
 
 impl Nodes {
@@ -77,9 +78,9 @@ impl Nodes {
         }
         at = skip_space(&blob, at);
         match blob.get(at) {
-            Some(b'[') => Ok(Self { blob, at: at + 1, first: true }),
+            Some(b'[') => Ok(Self { blob, at: at + 1, first: true, ended: false }),
             // restic before 0.9 wrote null for an empty directory.
-            Some(b'n') => Ok(Self { at: blob.len(), blob, first: false }),
+            Some(b'n') => Ok(Self { blob, at, first: false, ended: true }),
             _ => Err(corrupt()),
         }
     }
@@ -87,7 +88,7 @@ impl Nodes {
     /// The next entry, with its stored name.
     #[expect(clippy::should_implement_trait, reason = "fallible readers return Result<Option>, which reads better")]
     pub fn next(&mut self) -> Result<Option<TreeNode>> {
-        if self.at >= self.blob.len() {
+        if self.ended {
             return Ok(None);
         }
         self.at = skip_space(&self.blob, self.at);
@@ -114,7 +115,7 @@ impl Nodes {
         if self.blob.get(at) != Some(&b'}') || skip_space(&self.blob, at + 1) != self.blob.len() {
             return Err(corrupt());
         }
-        self.at = self.blob.len();
+        self.ended = true;
         Ok(())
     }
 }
