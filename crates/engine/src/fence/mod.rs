@@ -175,7 +175,7 @@ impl Fence<'_> {
             Some(identity) if typed.iter().any(|text| text == identity.typed()) => {}
             Some(identity) => found.push((
                 format!("replacing {} in place was not confirmed", identity.typed()),
-                format!("type its identity: --in-place {}", identity.typed()),
+                format!("type its identity: --in-place --confirm {}", identity.typed()),
             )),
             None => found.push((
                 "the store does not exist, so it cannot be replaced in place".to_owned(),
