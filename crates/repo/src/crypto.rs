@@ -168,7 +168,7 @@ impl Cipher {
     }
 
     /// Checks and decrypts a sealed message into `plain`, which must be [`SEAL_BYTES`] shorter. When
-    /// the authenticator is wrong, nothing is decrypted and the error is `Corrupt`.
+    /// the authenticator is wrong, `plain` is wiped and the error is `Corrupt`.
     pub(crate) fn open_to(&self, sealed: &[u8], plain: &mut [u8]) -> Result<()> {
         let bad = || Error::new(Kind::Corrupt, "bytes are damaged or sealed with another key");
         let (nonce, rest) = sealed.split_first_chunk::<BLOCK_BYTES>().ok_or_else(bad)?;

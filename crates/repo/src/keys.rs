@@ -206,6 +206,7 @@ mod tests {
         let second = lines.next().expect("second half").trim();
         assert_eq!(KeyFile::parse(&format!("{first}{second}")).expect("parses"), key);
         assert_eq!(format!("{first}{second}"), key.text());
-        assert!(sheet.contains("restic -r s3://bucket/prefix/repo --password-file key.txt restore latest"));
+        let command = "restic -r s3:https://server/bucket/prefix/repo --password-file key.txt restore latest";
+        assert!(sheet.contains(command), "{sheet}");
     }
 }

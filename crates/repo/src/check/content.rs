@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use stillpoint_core::driver::Context;
 use stillpoint_core::{Error, Kind, Result};
 
-use super::packs::each_pack;
+use super::packs::{each_pack, pack_bytes};
 use super::{Bad, Check, Data, is_finding};
 use crate::format::pack::{LENGTH_FIELD_BYTES, PackEntry, SEAL_BYTES, parse_header};
 use crate::index::Index;
@@ -190,7 +190,9 @@ impl Worker<'_> {
             beside.end();
             (from, at) = (to, end);
         }
-        let rest = self.repository.depot().read_range(&name, at, u64::from(u32::MAX))?;
+        // A little more than there should be, so that a longer pack is noticed.
+        let expected = pack_bytes(&job.entries).saturating_sub(at) + 64;
+        let rest = self.repository.depot().read_range(&name, at, expected)?;
         self.bytes_read.fetch_add(rest.len() as u64, Ordering::Relaxed);
         running.update(&rest);
         self.context.advance(at + rest.len() as u64, 1);

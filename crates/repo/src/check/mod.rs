@@ -18,6 +18,7 @@ use stillpoint_core::{Kind, Result};
 
 use crate::format::pack::BlobKind;
 use crate::index::Index;
+use crate::lock::{HeldLock, Mode};
 use crate::unpacked::{self, FileKind};
 use crate::{Id, Repository, Snapshot, SnapshotId, key};
 
@@ -96,10 +97,20 @@ impl Repository {
     /// Checks the repository as `request` says.
     ///
     /// # Errors
-    /// Only what keeps the check from being made: an unreachable depot, cancellation, a snapshot in
-    /// the request that does not exist. What is wrong in the repository is in the report.
+    /// Only what keeps the check from being made: an unreachable depot, a prune that runs, cancellation,
+    /// a snapshot in the request that does not exist. What is wrong in the repository is in the report.
     pub fn check(&self, request: &CheckRequest, context: &Context) -> Result<CheckReport> {
         let mut check = Check { repository: self, context, report: CheckReport::default(), errors_more: 0 };
+        // Against a prune that takes away what is being read. A read-only or full bucket takes no lock.
+        let lock = match HeldLock::acquire(self, Mode::Shared) {
+            Ok(lock) => Some(lock),
+            Err(error) if matches!(error.kind(), Kind::PermissionDenied | Kind::Exhausted) => None,
+            Err(error) if is_finding(error.kind()) => {
+                check.error(format!("a lock cannot be read: {error}"));
+                None
+            }
+            Err(error) => return Err(error),
+        };
         check.keys()?;
         let index = Arc::new(check.index()?);
         let snapshots = check.snapshots(request)?;
@@ -110,6 +121,7 @@ impl Repository {
         };
         check.content(&index, request.data, wanted.as_ref(), &mut bad)?;
         check.walk(&index, &snapshots, &bad)?;
+        lock.map_or(Ok(()), HeldLock::release)?;
         let mut report = check.report;
         if check.errors_more > 0 {
             report.errors.push(format!("{} more errors", check.errors_more));

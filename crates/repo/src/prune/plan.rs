@@ -129,6 +129,12 @@ mod tests {
     use super::*;
     use crate::format::pack::PackEntry;
 
+    fn id(number: u32) -> Id {
+        let mut bytes = [0; 32];
+        bytes[..4].copy_from_slice(&number.to_le_bytes());
+        Id(bytes)
+    }
+
     /// Packs of ten blobs of 1,000 bytes; `used` says how many of them stay.
     fn plan(used: &[usize], max_unused_percent: f64) -> (Vec<usize>, Vec<usize>, u64) {
         let mut index = Index::default();
@@ -138,21 +144,22 @@ mod tests {
             let entries: Vec<_> = (0..10_u32)
                 .map(|blob| PackEntry {
                     kind: BlobKind::Data,
-                    id: Id([(number * 10) as u8 + blob as u8; 32]),
+                    id: id(number as u32 * 10 + blob),
                     offset: blob * 1000,
                     length: 1000,
                     uncompressed: 0,
                 })
                 .collect();
             stay.extend((0..10).map(|blob| blob < *used));
-            index.add_pack(Id([200 + number as u8; 32]), &entries).expect("room");
-            present.insert(Id([200 + number as u8; 32]), pack_bytes(&entries));
+            index.add_pack(id(1_000_000 + number as u32), &entries).expect("room");
+            present.insert(id(1_000_000 + number as u32), pack_bytes(&entries));
         }
         let mut marks = Marks::new(index.len());
         stay.iter().enumerate().filter(|(_, stays)| **stays).for_each(|(number, _)| marks.set(number));
         let plan = Plan::make(&index, &marks, &present, max_unused_percent);
         let numbers = |set: &HashSet<Id>| {
-            let mut numbers: Vec<_> = set.iter().map(|id| usize::from(id.0[0]) - 200).collect();
+            let number = |id: &Id| u32::from_le_bytes(id.0[..4].try_into().expect("four")) as usize - 1_000_000;
+            let mut numbers: Vec<_> = set.iter().map(number).collect();
             numbers.sort_unstable();
             numbers
         };

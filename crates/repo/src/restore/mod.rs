@@ -13,6 +13,8 @@ mod attributes;
 mod files;
 pub(crate) mod place;
 mod sparse;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::collections::HashMap;
@@ -34,7 +36,7 @@ use attributes::{Losses, apply, apply_at};
 use place::{Place, TOP, names_in, os_error, remove, shown};
 use window::{Link, Window, locate, piece_of};
 
-/// Extracts the directory `node`, whose tree is `tree`, into `to`.
+/// Extracts the directory whose tree is `tree` into `to`, which gets `meta` if there is one.
 ///
 /// # Errors
 /// `AlreadyExists` if `to` holds anything and the options say so; `Corrupt` if a blob is damaged or
@@ -42,7 +44,7 @@ use window::{Link, Window, locate, piece_of};
 pub(crate) fn extract(
     loader: &Arc<Loader>,
     tree: &Id,
-    node: &Node,
+    meta: Option<&Metadata>,
     to: &Path,
     options: &ExtractOptions,
     context: &Context,
@@ -57,7 +59,7 @@ pub(crate) fn extract(
         links: HashMap::new(),
         counts: Extracted::default(),
     };
-    restore.walk(tree, node)?;
+    restore.walk(tree, meta)?;
     let Restore { place, losses, mut counts, .. } = restore;
     rustix::fs::syncfs(place.top()).map_err(|errno| os_error("cannot flush what was restored to disk", errno))?;
     counts.losses = losses.into_list();
@@ -87,17 +89,18 @@ struct FirstName {
 struct Level {
     folder: u32,
     entries: Entries,
-    meta: Metadata,
+    /// What the directory itself gets in the end; `None` leaves it as it is.
+    meta: Option<Metadata>,
     /// Names found in a directory that was there before, sorted; those not in the tree are removed.
     found: VecDeque<Vec<u8>>,
 }
 
 impl Restore<'_> {
-    fn walk(&mut self, tree: &Id, node: &Node) -> Result<()> {
+    fn walk(&mut self, tree: &Id, meta: Option<&Metadata>) -> Result<()> {
         let top = Level {
             folder: TOP,
             entries: Entries::open(self.loader, tree)?,
-            meta: node.meta.clone(),
+            meta: meta.cloned(),
             found: self.found(TOP, true)?,
         };
         let mut levels = vec![top];
@@ -153,7 +156,7 @@ impl Restore<'_> {
                 return Ok(Some(Level {
                     folder: inner,
                     entries,
-                    meta: entry.node.meta,
+                    meta: Some(entry.node.meta),
                     found: self.found(inner, there)?,
                 }));
             }
@@ -233,10 +236,11 @@ impl Restore<'_> {
             self.link(&link)?;
         }
         for (folder, meta) in std::mem::take(&mut self.window.folders) {
-            let handle = self.place.folder(folder)?;
-            let name = self.place.path(folder).pop().unwrap_or_else(|| b".".to_vec());
-            apply(&handle, &name, &meta, self.owners, &self.losses)?;
-            drop(handle);
+            if let Some(meta) = meta {
+                let handle = self.place.folder(folder)?;
+                let name = self.place.path(folder).pop().unwrap_or_else(|| b".".to_vec());
+                apply(&handle, &name, &meta, self.owners, &self.losses)?;
+            }
             if folder != TOP {
                 self.place.leave(folder);
             }

@@ -69,7 +69,7 @@ mod tests {
         data[40_000..44_000].fill(0);
         assert_eq!(written(&data, 0), [0..8192, 28_672..100_000]);
         assert_eq!(written(&data, 8192), [0..8192, 28_672..100_000]);
-        assert_eq!(written(&data, 1), [0..12_287, 24_575 + 0..100_000].map(|r| r), "holes stay block aligned");
+        assert_eq!(written(&data, 1), [0..12_287, 28_671..100_000], "holes stay block aligned");
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub(crate) struct Window {
     /// Hard links to be made once their files are there.
     pub(crate) links: Vec<Link>,
     /// Folders in which nothing more is to be done, innermost first.
-    pub(crate) folders: Vec<(u32, Metadata)>,
+    pub(crate) folders: Vec<(u32, Option<Metadata>)>,
 }
 
 impl Window {

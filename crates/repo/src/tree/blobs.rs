@@ -14,7 +14,7 @@ use stillpoint_core::{Error, Kind, Result};
 use super::decode::Decoder;
 use crate::format::pack::{BlobKind, PackEntry};
 use crate::index::{Index, Location};
-use crate::unpacked::FileKind;
+use crate::unpacked::{self, FileKind};
 use crate::{Id, Repository};
 
 /// Bytes of a pack read and kept together.
@@ -85,9 +85,16 @@ pub(crate) struct Loader {
 }
 
 impl Loader {
-    /// A loader that knows everything that is stored by now.
+    /// A loader that knows everything that is stored by now. If an index file is damaged, it knows what
+    /// the others name: what can be restored must not wait for a repair.
     pub(crate) fn new(repository: &Repository) -> Result<Arc<Self>> {
-        Ok(Self::with_index(repository, repository.fresh_index()?))
+        let index = match repository.fresh_index() {
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Unsupported) => {
+                Arc::new(usable_index(repository)?)
+            }
+            other => other?,
+        };
+        Ok(Self::with_index(repository, index))
     }
 
     /// A loader that knows what this index knows.
@@ -145,6 +152,25 @@ impl Loader {
             }
         }
     }
+}
+
+/// The index without the files that cannot be used. What only those name is missing, and reported as
+/// such by whoever needs it.
+fn usable_index(repository: &Repository) -> Result<Index> {
+    let mut index = Index::default();
+    for id in unpacked::list(repository.depot(), FileKind::Index)? {
+        match repository.load(FileKind::Index, &id) {
+            Ok(json) => {
+                // A file that ends early has named only packs that are there.
+                if let Err(error) = index.add_file(&json) {
+                    tracing::warn!(%error, "an index file cannot be used");
+                }
+            }
+            Err(error) if error.is_temporary() || error.kind() == Kind::Cancelled => return Err(error),
+            Err(error) => tracing::warn!(%error, "an index file cannot be used"),
+        }
+    }
+    Ok(index)
 }
 
 impl fmt::Debug for Loader {

@@ -158,7 +158,9 @@ impl Tree for StoredTree {
 
     fn extract(&self, path: &TreePath, to: &Path, options: &ExtractOptions) -> Result<Extracted> {
         let (node, tree) = self.directory(path)?;
-        crate::restore::extract(&self.loader, &tree, &node, to, options, &Context::default())
+        // The top of a store is a folder of the writer's, not a directory of the user's.
+        let meta = (!path.names().is_empty()).then_some(&node.meta);
+        crate::restore::extract(&self.loader, &tree, meta, to, options, &Context::default())
     }
 
     fn compare(&self, path: &TreePath, with: &Path) -> Result<Vec<Difference>> {

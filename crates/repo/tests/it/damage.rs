@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{Existing, ExtractOptions, TreePath};
-use stillpoint_repo::{CheckRequest, Data, PruneRequest, Repository, SnapshotId, Unlock};
+use stillpoint_repo::{CheckRequest, Data, InitOptions, KeyFile, PruneRequest, Repository, SnapshotId, Unlock};
 
 use crate::support::{
-    PASSWORD, assert_same, backup, copy_all, depot, describe, difficult_tree, extract, files, init, noise, open,
+    assert_same_below, backup, copy_all, depot, describe, difficult_tree, extract, files, init, noise,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,6 +28,7 @@ const ACTIONS: [Action; 5] = [Action::Flip, Action::Truncate, Action::Empty, Act
 /// A repository with two snapshots, and what each of them holds.
 struct Sample {
     scratch: tempfile::TempDir,
+    key: Unlock,
     snapshots: Vec<(SnapshotId, PathBuf)>,
 }
 
@@ -35,7 +36,8 @@ impl Sample {
     fn make() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let at = |name: &str| scratch.path().join(name);
-        let repository = init(depot(&at("repo")));
+        let key = Unlock::KeyFile(KeyFile::generate().unwrap());
+        let repository = Repository::init(depot(&at("repo")), &key, &InitOptions::default()).unwrap();
         let mut snapshots = Vec::new();
         for number in 0..2 {
             let source = at(&format!("source-{number}"));
@@ -49,7 +51,11 @@ impl Sample {
             let snapshot = backup(&repository, &source).unwrap();
             snapshots.push((snapshot, source));
         }
-        Self { scratch, snapshots }
+        Self { scratch, key, snapshots }
+    }
+
+    fn open(&self, at: &Path) -> Result<Repository> {
+        Repository::open(depot(at), &self.key)
     }
 
     fn repository(&self) -> PathBuf {
@@ -96,10 +102,6 @@ fn survive<T>(case: &str, operation: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|_| panic!("{case}: panicked"))
 }
 
-fn reopen(at: &Path) -> Result<Repository> {
-    Repository::open(depot(at), &Unlock::Password(PASSWORD.into()))
-}
-
 fn check(repository: &Repository) -> Result<Vec<String>> {
     let request = CheckRequest { data: Data::All, snapshots: None };
     Ok(repository.check(&request, &Context::default())?.errors)
@@ -116,7 +118,7 @@ fn restore_right_or_fail(case: &str, repository: &Repository, sample: &Sample, s
             tree.extract(&TreePath::parse("files")?, &target, &options)
         });
         if result.is_ok() {
-            assert_same(source, &target);
+            assert_same_below(source, &target);
             restored += 1;
         }
         let _ = std::fs::remove_dir_all(&target);
@@ -136,7 +138,7 @@ fn damage_is_an_error_or_harmless_and_never_a_panic_or_a_false_success() {
             copy_all(&sample.repository(), &at);
             damage(&at.join(&target), action);
             let harmless = action == Action::Duplicate;
-            match survive(&case, || reopen(&at)) {
+            match survive(&case, || sample.open(&at)) {
                 Err(error) => {
                     assert!(["config", "key"].contains(kind) && !harmless, "{case}: does not open: {error}");
                 }
@@ -173,14 +175,10 @@ fn operations(case: &str, kind: &str, harmless: bool, repository: &Repository, s
         std::fs::remove_dir_all(&target).unwrap();
     }
     let request = PruneRequest { dry_run: false, max_unused_percent: 0.0 };
-    let before = restorable(case, repository, sample, scratch);
+    let before = restore_right_or_fail(case, repository, sample, scratch);
     let _ = survive(case, || repository.prune(&request, &Context::default()));
-    let after = restorable(case, &reopen(&scratch.join("repo")).unwrap(), sample, scratch);
+    let after = restore_right_or_fail(case, &sample.open(&scratch.join("repo")).unwrap(), sample, scratch);
     assert!(after >= before, "{case}: prune took what could be restored");
-}
-
-fn restorable(case: &str, repository: &Repository, sample: &Sample, scratch: &Path) -> usize {
-    restore_right_or_fail(case, repository, sample, scratch)
 }
 
 #[test]
@@ -207,7 +205,8 @@ fn a_check_names_the_snapshots_and_paths_that_suffer() {
     };
     assert!(source.join("folder/other").exists());
     damage(&sample.repository().join(pack), Action::Delete);
-    let report = open(&sample.repository()).check(&CheckRequest::default(), &Context::default()).unwrap();
+    let report =
+        sample.open(&sample.repository()).unwrap().check(&CheckRequest::default(), &Context::default()).unwrap();
     assert_eq!(report.suffering.len(), 1, "{report:?}");
     let suffering = &report.suffering[0];
     assert_eq!(

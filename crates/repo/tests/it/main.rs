@@ -6,6 +6,9 @@
 mod crash;
 mod damage;
 mod depot;
+mod frozen;
+mod read;
 mod restic;
 mod rig;
 mod support;
+mod write;

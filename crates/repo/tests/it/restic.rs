@@ -5,7 +5,9 @@ use stillpoint_core::error::Kind;
 use stillpoint_core::tree::{Existing, ExtractOptions, TreePath};
 use stillpoint_repo::{CheckRequest, Data, InitOptions, PruneRequest, Repository, Unlock};
 
-use crate::support::{PASSWORD, Restic, assert_same, depot, difficult_tree, extract, latest, noise, open};
+use crate::support::{
+    PASSWORD, Restic, assert_same, assert_same_below, backup, depot, difficult_tree, extract, init, latest, noise, open,
+};
 
 #[test]
 fn what_restic_wrote_is_restored_compared_and_checked() {
@@ -138,4 +140,35 @@ fn prune_waits_for_nobody_and_respects_a_running_restic() {
     assert!(running.wait().unwrap().success());
     open(&restic.repository).prune(&PruneRequest::default(), &Context::default()).unwrap();
     restic.check();
+}
+
+#[test]
+fn restic_restores_what_we_wrote_and_both_write_by_turns() {
+    let scratch = tempfile::tempdir().unwrap();
+    let name = "restic_restores_what_we_wrote_and_both_write_by_turns";
+    let Some(restic) = Restic::find(name, &scratch.path().join("repo")) else { return };
+    let source = scratch.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    difficult_tree(&source);
+    let repository = init(depot(&restic.repository));
+    for turn in 0..4 {
+        std::fs::write(source.join("turn"), noise(turn, 200_000)).unwrap();
+        let ours = turn % 2 == 0;
+        if ours {
+            backup(&repository, &source).unwrap();
+        } else {
+            restic.backup(&source);
+        }
+        let inside = if ours { "files" } else { source.to_str().unwrap().trim_start_matches('/') };
+        let by_us = scratch.path().join(format!("by-us-{turn}"));
+        extract(&repository, &latest(&repository), inside, &by_us);
+        assert_same_below(&source, &by_us);
+        let by_restic = scratch.path().join(format!("by-restic-{turn}"));
+        restic.restore("latest", &by_restic);
+        assert_same_below(&source, &by_restic.join(inside));
+        std::fs::remove_dir_all(&by_restic).unwrap();
+    }
+    restic.check();
+    let request = CheckRequest { data: Data::All, snapshots: None };
+    assert_eq!(repository.check(&request, &Context::default()).unwrap().errors, [""; 0]);
 }
