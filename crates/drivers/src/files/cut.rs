@@ -31,6 +31,8 @@ use crate::watch::{Change, Watch};
 const SAFE_FOR: Duration = Duration::from_secs(600);
 /// The coarse clock ticks at least every 10 ms; a machine that takes longer is not running.
 const CLOCK_TICK_MAX: Duration = Duration::from_secs(5);
+/// How far another machine's clock, or one that counts whole seconds, may be off.
+const FOREIGN_CLOCK_SLACK_SECONDS: i64 = 60;
 /// Names that may change between PREPARE and CUT before the watch stops keeping them.
 const EVENTS_MAX: usize = 200_000;
 
@@ -49,6 +51,8 @@ pub(super) struct View {
     /// The device of the place itself.
     pub(super) device: u64,
     pub(super) notes: Vec<String>,
+    /// The place itself, where the snapshot may lack the content of what was written meanwhile.
+    pub(super) live: Option<Arc<Top>>,
     /// What clones were cloned from, by path.
     pub(super) originals: Option<Arc<HashMap<Vec<u8>, Stat>>>,
 }
@@ -101,7 +105,10 @@ pub(super) fn prepare(checked: &Checked, context: &Context, scratch: &Path) -> R
         bytes += listed_bytes;
         places.push(ready);
     }
-    Ok((Prepared { clock, places }, Hold { safe_for: SAFE_FOR, bytes_estimate: (bytes > 0).then_some(bytes) }))
+    let prepared = Prepared { clock, places };
+    // So that the snapshot's files count as settled, unless they change from here on.
+    prepared.pass_tick()?;
+    Ok((prepared, Hold { safe_for: SAFE_FOR, bytes_estimate: (bytes > 0).then_some(bytes) }))
 }
 
 fn prepare_place(checked: &Checked, context: &Context, scratch: &Path, index: usize) -> Result<(Ready, u64)> {
@@ -237,7 +244,8 @@ impl Prepared {
                 ready.take_names();
                 let rule =
                     Rule { cut_at: clock.now(), times_are_ours: ready.times_are_ours, names: ready.names.clone() };
-                let settled = if rule.times_are_ours { rule.cut_at } else { FileTime { seconds: i64::MAX, nanos: 0 } };
+                let slack = if rule.times_are_ours { 0 } else { FOREIGN_CLOCK_SLACK_SECONDS };
+                let settled = FileTime { seconds: rule.cut_at.seconds - slack, ..rule.cut_at };
                 let (top, spool) = (Arc::clone(&ready.top), ready.spool.clone());
                 views.push(View {
                     place: index,
@@ -247,6 +255,7 @@ impl Prepared {
                     settled,
                     device,
                     notes,
+                    live: None,
                     originals: None,
                 });
                 continue;
@@ -256,7 +265,8 @@ impl Prepared {
             let settled = just_before(before);
             let top = Arc::new(Top::open(&taken.path)?);
             let originals = taken.originals.map(Arc::new);
-            views.push(View { place: index, top, rule: None, spool: None, settled, device, notes, originals });
+            let live = matches!(ready.method, Method::Btrfs { .. }).then(|| Arc::clone(&ready.top));
+            views.push(View { place: index, top, rule: None, spool: None, settled, device, notes, live, originals });
         }
         Ok(views)
     }

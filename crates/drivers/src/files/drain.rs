@@ -12,7 +12,7 @@ use stillpoint_core::driver::{Context, Drained, Edge, EdgeQuery, Loss};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{FileTime, Metadata, Node, NodeKind, Sink, bytes};
 
-use super::client::{FileContent, Owners, Reading, Stat, Top, link_target, look_at, xattrs};
+use super::client::{FileContent, Owners, Reading, Stat, Top, link_target, look, look_at, xattrs};
 use super::config::Checked;
 use super::cut::View;
 use super::spool::Reader;
@@ -108,8 +108,27 @@ impl Streams<'_> {
         stat.ctime <= self.view.settled
     }
 
+    /// Where the content of a file is read, and what is wrong with it.
+    ///
+    /// btrfs flushes, then takes the snapshot: what is written in between may be in it as a name
+    /// and a time without its content. Such a file is read where it was written, as long as it is
+    /// still the same.
+    fn source(&self, found: &Found<'_>, torn: Option<&'static str>) -> Result<Source> {
+        let stat = self.view.original(found.path, found.stat);
+        let own = Source { top: Arc::clone(&self.view.top), seen: found.stat, stat, torn };
+        let Some(live) = self.view.live.as_ref().filter(|_| !self.is_settled(&stat)) else { return Ok(own) };
+        let shown = || format!("cannot look at `{}`", String::from_utf8_lossy(found.path));
+        let now = look(live.fd.as_fd(), found.path).or_io(shown)?;
+        let times = |stat: &Stat| (stat.inode, stat.mtime, stat.ctime);
+        Ok(match now.filter(|now| now.is_file() && times(now) == times(&stat)) {
+            Some(now) => Source { top: Arc::clone(live), seen: now, stat: now, torn },
+            None => Source { torn: Some("written while the snapshot was taken, and changed since"), ..own },
+        })
+    }
+
     fn file(&mut self, found: &Found<'_>, torn: Option<&'static str>) -> Result<()> {
-        let (stat, name) = (self.view.original(found.path, found.stat), found.name.to_bytes());
+        let name = found.name.to_bytes();
+        let Source { top, seen, stat, torn } = self.source(found, torn)?;
         self.drained.items += 1;
         self.drained.bytes += stat.size;
         if self.has_parent
@@ -128,22 +147,32 @@ impl Streams<'_> {
         if torn.is_some() {
             meta.ctime = FileTime::default();
         }
-        self.drained.bytes_read += stat.size;
-        let content = FileContent {
-            context: self.context.clone(),
-            top: Arc::clone(&self.view.top),
-            path: found.path.to_vec(),
-            seen: found.stat,
-            torn: torn.map(str::to_owned),
-            state: Reading::NotOpened,
-        };
         if stat.size == 0 && torn.is_none() {
             // Seen empty after the cut and unchanged since: there is nothing to open it for.
             self.context.advance(0, 1);
             return self.sink.file(name, &meta, Some(0), bytes(""));
         }
+        self.drained.bytes_read += stat.size;
+        let content = FileContent {
+            context: self.context.clone(),
+            top,
+            path: found.path.to_vec(),
+            seen,
+            torn: torn.map(str::to_owned),
+            state: Reading::NotOpened,
+        };
         self.sink.file(name, &meta, Some(stat.size), Box::new(content))
     }
+}
+
+/// Where the content of one file is read.
+struct Source {
+    top: Arc<Top>,
+    /// What is there, which must not change while it is read.
+    seen: Stat,
+    /// What the file is in the store.
+    stat: Stat,
+    torn: Option<&'static str>,
 }
 
 /// Whether the parent point's file has the content that `stat` stands for.
@@ -245,6 +274,7 @@ pub(super) fn live_view(place: usize, top: Top) -> Result<View> {
         settled: FileTime::default(),
         device,
         notes: Vec::new(),
+        live: None,
         originals: None,
     })
 }

@@ -1,5 +1,6 @@
 //! What every case needs: filled stores, cuts, drains and restores in one line each.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -82,6 +83,7 @@ fn runtime() -> Verdict<tokio::runtime::Runtime> {
 
 impl<'a> World<'a> {
     pub(super) fn new(harness: &'a dyn Harness) -> Verdict<Self> {
+        begin_run();
         Ok(Self { harness, runtime: runtime()? })
     }
 
@@ -175,6 +177,7 @@ pub(super) struct Live<'a> {
 
 impl<'a> Live<'a> {
     pub(super) fn new(driver: &'a dyn Driver) -> Verdict<Self> {
+        begin_run();
         Ok(Self { driver, runtime: runtime()? })
     }
 
@@ -192,9 +195,18 @@ impl<'a> Live<'a> {
     }
 }
 
-/// The id of the suite's run and its `attempt`.
+thread_local! {
+    /// Each case is a run of its own: what a failed one leaves must not get into another's way.
+    static RUN: Cell<u64> = const { Cell::new(0) };
+}
+
+fn begin_run() {
+    RUN.set(fastrand::u64(..));
+}
+
+/// The id of the case's run and its `attempt`.
 pub(super) fn cut_id(attempt: u32) -> CutId {
-    CutId { run: RunId::from_random(*b"suite\0\0\0"), attempt }
+    CutId { run: RunId::from_random(RUN.get().to_le_bytes()), attempt }
 }
 
 /// What sources are filled with: small and large, empty, nested and incompressible values.
