@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::BenchArgs;
 use super::measure::{Run, median, run as measure};
 use super::table::Row;
 use super::tools::{Kind, Place, Tool, find};
-use super::BenchArgs;
 
 /// Figures by case, tool label and metric, one value a round.
 type Figures = BTreeMap<(&'static str, String, &'static str), Vec<f64>>;
@@ -207,7 +207,13 @@ impl Bench<'_> {
             for tool in &self.tools[1..] {
                 let Some(theirs) = self.figures.get(&(*case, tool.label.clone(), *metric)) else { continue };
                 compared = true;
-                rows.push(Row::against(case, metric, ours, (&tool.label, median(theirs)), goal(case, metric, tool.kind)));
+                rows.push(Row::against(
+                    case,
+                    metric,
+                    ours,
+                    (&tool.label, median(theirs)),
+                    goal(case, metric, tool.kind),
+                ));
             }
             if !compared && *metric != "peak_mb" {
                 rows.push(Row::alone(case, metric, ours, None));
@@ -273,7 +279,8 @@ fn same_size(input: &Path, output: &Path) -> Result<(), String> {
 fn concatenate(input: &Path, output: &Path) -> Result<(), String> {
     let describe = |error: std::io::Error| format!("{}: {error}", output.display());
     let mut writer = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::create(output).map_err(describe)?);
-    walk(input, &mut |path, _| std::io::copy(&mut std::fs::File::open(path)?, &mut writer).map(|_| ())).map_err(describe)?;
+    walk(input, &mut |path, _| std::io::copy(&mut std::fs::File::open(path)?, &mut writer).map(|_| ()))
+        .map_err(describe)?;
     std::io::Write::flush(&mut writer).map_err(describe)
 }
 

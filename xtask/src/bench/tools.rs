@@ -82,7 +82,8 @@ fn version(kind: Kind, name: &str, program: &Path) -> String {
     let flag = if matches!(kind, Kind::Restic) { "version" } else { "--version" };
     let output = Command::new(program).arg(flag).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let number = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    let mut words = text.split_whitespace().map(|word| word.trim_start_matches('v'));
+    let number = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
     format!("{name} {}", number.unwrap_or("?"))
 }
 
@@ -106,7 +107,11 @@ impl Tool {
         super::measure::run(&mut command)?;
         if self.kind == Kind::Kopia {
             let compression = if place.compress { "zstd-fastest" } else { "none" };
-            super::measure::run(&mut self.kopia(place, &["policy", "set", "--global", "--compression", compression], &[]))?;
+            super::measure::run(&mut self.kopia(
+                place,
+                &["policy", "set", "--global", "--compression", compression],
+                &[],
+            ))?;
         }
         Ok(())
     }
@@ -165,7 +170,8 @@ impl Tool {
                 command
             }
             Kind::Kopia => {
-                let mut command = self.kopia(place, &["snapshot", "restore", "--no-progress"], &[&place.input, &output]);
+                let mut command =
+                    self.kopia(place, &["snapshot", "restore", "--no-progress"], &[&place.input, &output]);
                 command.arg("--snapshot-time=latest");
                 command
             }

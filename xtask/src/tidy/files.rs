@@ -32,7 +32,8 @@ fn unreachable_modules(sources: &[Source]) -> Vec<String> {
         } else {
             (stem, folder)
         };
-        let parents = [format!("{home}/mod.rs"), format!("{home}/lib.rs"), format!("{home}/main.rs"), format!("{home}.rs")];
+        let parents =
+            [format!("{home}/mod.rs"), format!("{home}/lib.rs"), format!("{home}/main.rs"), format!("{home}.rs")];
         let declared = sources.iter().filter(|s| parents.contains(&s.path)).any(|parent| {
             parent.text.lines().any(|line| {
                 let line = line.trim_start();

@@ -24,6 +24,7 @@ pub fn check(root: &Path) -> Result<Vec<String>, String> {
 }
 
 fn looks_like_path(text: &str) -> bool {
-    const ROOTS: &[&str] = &["crates/", "xtask/", "docs/", "rigs/", "testdata/", "generated/", "fuzz/", "bench/", ".ci/", "examples/"];
+    const ROOTS: &[&str] =
+        &["crates/", "xtask/", "docs/", "rigs/", "testdata/", "generated/", "fuzz/", "bench/", ".ci/", "examples/"];
     ROOTS.iter().any(|root| text.starts_with(root)) && !text.contains(['<', '*', '…', ' ', '{'])
 }
