@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -24,6 +25,8 @@ use super::wire::{self, Record, STAMP_KEY};
 
 /// Objects up to this size are read while others are requested; larger ones are streamed.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
+/// How long one step may take: a page of a listing, the next bytes of an object, one upload of a part.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
 /// Size of the parts of larger uploads.
 const PART_BYTES: usize = 8 << 20;
 
@@ -47,6 +50,8 @@ impl Drop for Bucket {
 impl Bucket {
     /// Sends nothing yet.
     pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, connections: usize) -> Result<Self> {
+        // TLS needs one provider per process; the error says that somebody chose it before us.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("bucket")
@@ -131,9 +136,13 @@ fn wait_on<T: Send + 'static>(
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     handle.spawn(async move {
         // The receiver is gone only if its thread panicked; then nobody waits for the answer.
-        sender.send(work.await).ok();
+        sender.send(tokio::time::timeout(REQUEST_TIME_MAX, work).await).ok();
     });
-    receiver.recv().map_err(|error| Error::internal("a request ended without an answer").source(error))
+    let answer = receiver.recv().map_err(|error| Error::internal("a request ended without an answer").source(error))?;
+    answer.map_err(|_| {
+        let seconds = REQUEST_TIME_MAX.as_secs();
+        Error::new(Kind::TimedOut, format!("the bucket did not answer within {seconds} s")).temporary()
+    })
 }
 
 /// Turns an error of the service into ours.

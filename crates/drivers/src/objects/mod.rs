@@ -118,7 +118,9 @@ fn open_bucket(request: &OpenRequest<'_>, settings: &Settings, url: &str) -> Res
     if matches!(parsed.scheme(), "file" | "memory") {
         return Err(Error::new(Kind::Config, format!("`{url}` is no bucket")).hint("path: /srv/objects"));
     }
-    let mut options: Vec<(String, String)> = settings.options.clone().into_iter().collect();
+    // Large objects take longer than any limit for whole requests; steps have limits of their own.
+    let mut options = vec![("timeout".to_owned(), "1 day".to_owned())];
+    options.extend(settings.options.clone());
     for (name, secret) in &settings.credentials {
         options.push((name.clone(), (request.secrets)(secret)?));
     }

@@ -527,19 +527,34 @@ fn resident_bytes() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
+fn create_bucket(endpoint: &str, bucket: &str, key: &str, secret: &str) {
+    use object_store::signer::Signer;
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let builder = object_store::aws::AmazonS3Builder::new().with_bucket_name(bucket).with_endpoint(endpoint);
+    let client = builder.with_allow_http(true).with_access_key_id(key).with_secret_access_key(secret).build().unwrap();
+    run(async {
+        let whole = object_store::path::Path::default();
+        let url = client.signed_url(reqwest::Method::PUT, &whole, Duration::from_secs(60)).await.unwrap();
+        let answer = reqwest::Client::new().put(url).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.status());
+    });
+}
+
 #[test]
 fn a_real_bucket_comes_back() {
     let name = "a_real_bucket_comes_back";
-    let variables = ["ENDPOINT", "BUCKET", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"]
-        .map(|part| std::env::var(format!("STILLPOINT_RIG_S3_{part}")).ok());
-    let [Some(endpoint), Some(bucket), Some(key), Some(secret)] = variables else {
-        return skip(name, "no S3 rig: set STILLPOINT_RIG_S3_{ENDPOINT,BUCKET,ACCESS_KEY_ID,SECRET_ACCESS_KEY}");
+    let variable = |part: &str| std::env::var(format!("STILLPOINT_RIG_S3_{part}")).ok();
+    let (Some(endpoint), Some(key), Some(secret)) =
+        (variable("ENDPOINT"), variable("ACCESS_KEY_ID"), variable("SECRET_ACCESS_KEY"))
+    else {
+        return skip(name, "rig s3 does not run");
     };
+    let bucket = format!("objects-{:016x}", fastrand::u64(..));
+    create_bucket(&endpoint, &bucket, &key, &secret);
     let folder = tempfile::tempdir().unwrap();
-    let run_id = fastrand::u64(..);
     let settings = |prefix: &str| {
         json!({
-            "url": format!("s3://{bucket}/objects-test-{run_id:x}/{prefix}"),
+            "url": format!("s3://{bucket}/some/{prefix}"),
             "options": { "endpoint": endpoint, "region": "us-east-1", "allow_http": "true" },
             "credentials": { "access_key_id": key, "secret_access_key": secret },
         })
