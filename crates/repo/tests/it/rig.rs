@@ -52,6 +52,8 @@ fn bucket_name() -> String {
 
 impl Server {
     fn client(&self, bucket: &str) -> AmazonS3 {
+        // Opening a depot chooses the cryptography, which clients of one's own need as well.
+        drop(self.open(bucket));
         let builder =
             AmazonS3Builder::new().with_bucket_name(bucket).with_endpoint(&self.endpoint).with_allow_http(true);
         let builder = builder.with_access_key_id(&self.credentials["access_key_id"]);
@@ -68,7 +70,6 @@ impl Server {
         body: &str,
     ) -> String {
         let runtime = tokio::runtime::Runtime::new().expect("runtime");
-        drop(rustls::crypto::ring::default_provider().install_default());
         let (client, body) = (self.client(bucket), body.to_owned());
         runtime.block_on(async {
             let mut options = SignedUrlOptions::new().with_query(query.iter().copied());
@@ -219,7 +220,12 @@ fn make_container(server: &Server, container: &str) {
     mac.update(text.as_bytes());
     let signature = base64::engine::general_purpose::STANDARD.encode(mac.finalize().into_bytes());
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
-    drop(rustls::crypto::ring::default_provider().install_default());
+    // Any depot that was opened has chosen the cryptography for reqwest.
+    drop(object::open(
+        "s3://any",
+        &server.options,
+        &[("access_key_id", "x")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+    ));
     runtime.block_on(async {
         let url = format!("{}/{container}?restype=container", server.endpoint);
         let request = reqwest::Client::new().put(url).header("x-ms-date", date).header("x-ms-version", version);

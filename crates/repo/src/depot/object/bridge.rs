@@ -14,11 +14,15 @@ use tokio::runtime::{Builder, Runtime};
 /// Requests are mostly waiting; two threads keep two cores busy with encryption in transit.
 const THREADS: usize = 2;
 
+/// Chooses who does the cryptography of TLS, for the whole process. Clients cannot be made before.
+pub(super) fn choose_cryptography() {
+    // Whoever came first has chosen the same; there is but one in the program.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
 fn runtime() -> Result<&'static Runtime> {
     static RUNTIME: OnceLock<std::result::Result<Runtime, String>> = OnceLock::new();
     let made = RUNTIME.get_or_init(|| {
-        // One provider for the whole process; whoever came first has chosen the same.
-        drop(rustls::crypto::ring::default_provider().install_default());
         let builder = Builder::new_multi_thread().worker_threads(THREADS).thread_name("depot").enable_all().build();
         builder.map_err(|error| error.to_string())
     });

@@ -29,9 +29,11 @@ pub(super) fn classify(what: impl Into<String>, error: ObjectError) -> Error {
     result.source(error)
 }
 
-/// The status code of the answer, if there was one.
-pub(super) fn status_code(error: &ObjectError) -> Option<u16> {
-    status_in(&chain_text(error))
+/// Whether a range begins at or behind the object's end. Some services say so by a status; for
+/// others, which answer with the whole object, `object_store` finds out.
+pub(super) fn begins_beyond_the_end(error: &ObjectError) -> bool {
+    let text = chain_text(error);
+    status_in(&text) == Some(416) || text.contains("Wanted range starting at")
 }
 
 /// Finds the status in "Server returned non-2xx status code: 503 Service Unavailable: <body>".

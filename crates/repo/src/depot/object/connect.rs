@@ -12,6 +12,7 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
 use stillpoint_core::error::{Error, Kind, Result};
 
+use super::bridge;
 use super::classify::classify;
 
 /// Which protocol a bucket speaks.
@@ -85,6 +86,7 @@ pub(super) fn connect(
     credentials: &BTreeMap<String, String>,
 ) -> Result<Client> {
     check_endpoint(address, options, credentials)?;
+    bridge::choose_cryptography();
     let from_environment = credentials.is_empty();
     let all = || options.iter().chain(credentials);
     let failed = |error| classify(format!("cannot use the options of bucket `{}`", address.bucket), error);

@@ -14,8 +14,10 @@ use stillpoint_core::error::{Error, Kind, Result};
 use super::connect::Service;
 use super::{Client, DepotCapability, ObjectDepot, bridge};
 
-/// How many writers race for one name.
-const RACERS: usize = 6;
+/// How many writers race for one name, and how often: a service that looks first and writes then
+/// may be lucky once.
+const RACERS: usize = 8;
+const ROUNDS: usize = 3;
 /// How long all trials together may take.
 const TRIAL_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -23,13 +25,12 @@ const TRIAL_DEADLINE: Duration = Duration::from_secs(60);
 pub(super) fn capability(depot: &ObjectDepot) -> DepotCapability {
     let client = depot.client.clone();
     let google = depot.address.service == Service::Google;
-    let path = |suffix: &str| {
-        let random = super::super::probe::random_name().map(|name| format!("{name}-{suffix}"));
-        random.and_then(|name| depot.path(&name))
-    };
-    let (single, raced) = match (path("single"), path("raced")) {
-        (Ok(single), Ok(raced)) => (single, raced),
-        (Err(error), _) | (_, Err(error)) => {
+    let path = |_| super::super::probe::random_name().and_then(|name| depot.path(&name));
+    // One name for writers one after the other, and one for each race.
+    let paths: Result<Vec<Path>> = (0..=ROUNDS).map(path).collect();
+    let paths = match paths {
+        Ok(paths) => paths,
+        Err(error) => {
             tracing::warn!(%error, "the bucket's abilities could not be tried");
             return DepotCapability::default();
         }
@@ -42,11 +43,9 @@ pub(super) fn capability(depot: &ObjectDepot) -> DepotCapability {
             return Ok(capability);
         }
         let mut versions = Vec::new();
-        let trial = trial(&client, &single, google, &mut versions).await;
-        let race = race(&client, &raced, &mut versions).await;
-        take_away(&client, &versions, &[single, raced]).await;
-        (capability.conditional_create, capability.conditional_update) = trial?;
-        capability.conditional_create &= race?;
+        let tried = try_and_race(&client, &paths[0], &paths[1..], google, &mut versions).await;
+        take_away(&client, &versions, &paths).await;
+        (capability.conditional_create, capability.conditional_update) = tried?;
         Ok(capability)
     });
     tried.unwrap_or_else(|error: Error| {
@@ -80,27 +79,58 @@ async fn put(
     }
 }
 
+/// First one after the other, then at once. A service that fails one race is not believed in
+/// anything: it looks first and writes then.
+async fn try_and_race(
+    client: &Client,
+    single: &Path,
+    raced: &[Path],
+    google: bool,
+    versions: &mut Written,
+) -> Result<(bool, bool)> {
+    let (create, update) = trial(client, single, google, versions).await?;
+    for raced in raced {
+        if create && !race(client, raced, PutMode::Create, versions).await? {
+            return Ok((false, false));
+        }
+        if update {
+            let base = put(client, raced, "base", PutMode::Overwrite, versions).await?;
+            let Some(base) = base else { return Ok((create, false)) };
+            if !race(client, raced, PutMode::Update(known(&base, google)), versions).await? {
+                return Ok((false, false));
+            }
+        }
+    }
+    Ok((create, update))
+}
+
+fn known(written: &PutResult, google: bool) -> UpdateVersion {
+    UpdateVersion {
+        e_tag: written.e_tag.clone().filter(|_| !google),
+        version: written.version.clone().filter(|_| google),
+    }
+}
+
 /// One writer after the other: is a taken name refused, is an outdated update refused?
 async fn trial(client: &Client, path: &Path, google: bool, versions: &mut Written) -> Result<(bool, bool)> {
     let first = put(client, path, "1", PutMode::Create, versions).await?;
     let again = put(client, path, "2", PutMode::Create, versions).await?;
     let create = first.is_some() && again.is_none();
     let Some(base) = put(client, path, "3", PutMode::Overwrite, versions).await? else { return Ok((create, false)) };
-    let known = || UpdateVersion {
-        e_tag: base.e_tag.clone().filter(|_| !google),
-        version: base.version.clone().filter(|_| google),
-    };
-    let right = put(client, path, "4", PutMode::Update(known()), versions).await?;
-    let outdated = put(client, path, "5", PutMode::Update(known()), versions).await?;
+    let right = put(client, path, "4", PutMode::Update(known(&base, google)), versions).await?;
+    let outdated = put(client, path, "5", PutMode::Update(known(&base, google)), versions).await?;
     Ok((create, right.is_some() && outdated.is_none()))
 }
 
 /// Many writers at once: does exactly one win?
-async fn race(client: &Client, path: &Path, versions: &mut Written) -> Result<bool> {
-    let racers = (0..RACERS).map(|racer| async move {
-        let mut written = Written::new();
-        let result = put(client, path, &racer.to_string(), PutMode::Create, &mut written).await;
-        (result, written)
+async fn race(client: &Client, path: &Path, mode: PutMode, versions: &mut Written) -> Result<bool> {
+    let racers = (0..RACERS).map(|racer| {
+        let mode = mode.clone();
+        async move {
+            let mut written = Written::new();
+            let result = put(client, path, &racer.to_string(), mode, &mut written).await;
+            (result, written)
+        }
     });
     let mut winners = 0;
     for (result, written) in futures::future::join_all(racers).await {

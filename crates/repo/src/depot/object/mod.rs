@@ -28,7 +28,7 @@ use object_store::{
 use stillpoint_core::error::{Error, Kind, Result};
 use tokio::sync::Semaphore;
 
-use self::classify::{classify, status_code};
+use self::classify::{begins_beyond_the_end, classify};
 use self::connect::{Address, Client, Service};
 use super::{Depot, DepotCapability, ObjectInfo, Version, WriteMode, check_name, check_prefix, total_bytes};
 
@@ -187,7 +187,7 @@ impl Depot for ObjectDepot {
             match store.get_opts(&path, options).await {
                 Ok(found) => found.bytes().await.map_err(|error| classify(&what, error)),
                 // Beyond the end there is nothing, which the contract allows.
-                Err(error) if status_code(&error) == Some(416) => Ok(Bytes::new()),
+                Err(error) if begins_beyond_the_end(&error) => Ok(Bytes::new()),
                 Err(error) => Err(classify(&what, error)),
             }
         })
@@ -341,5 +341,78 @@ mod tests {
         assert_eq!(sizes(&[b"abcd", b"efghij"], 4), [4, 4, 2]);
         assert_eq!(sizes(&[b"abcd"], 4), [4]);
         assert_eq!(sizes(&[], 4), [0]);
+    }
+
+    /// A service that gives every request the same answer.
+    fn service(answer: &'static str) -> String {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+        let address = listener.local_addr().expect("address");
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("connection");
+                let mut seen = Vec::new();
+                let mut buffer = [0; 1024];
+                while !seen.ends_with(b"\r\n\r\n") {
+                    let read = stream.read(&mut buffer).expect("request");
+                    seen.extend_from_slice(&buffer[..read]);
+                }
+                stream.write_all(answer.as_bytes()).expect("answer");
+            }
+        });
+        format!("http://{address}")
+    }
+
+    fn asked(endpoint: &str) -> Error {
+        let map = |pairs: [(&str, &str); 2]| pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let options = map([("endpoint", endpoint), ("allow_http", "true")]);
+        let credentials = map([("access_key_id", "a"), ("secret_access_key", "the-secret-key")]);
+        let depot = open("s3://bucket", &options, &credentials).expect("open");
+        depot.read("some/object").expect_err(endpoint)
+    }
+
+    macro_rules! answer {
+        ($status:literal, $body:literal) => {
+            concat!("HTTP/1.1 ", $status, "\r\nConnection: close\r\nTransfer-Encoding: identity\r\n\r\n", $body)
+        };
+    }
+
+    #[test]
+    fn answers_of_a_service_are_understood() {
+        for (answer, kind, temporary) in [
+            (answer!("403 Forbidden", "<Error><Code>AccessDenied</Code></Error>"), Kind::PermissionDenied, false),
+            (
+                answer!("403 Forbidden", "<Error><Code>SignatureDoesNotMatch</Code></Error>"),
+                Kind::Unauthenticated,
+                false,
+            ),
+            (answer!("403 Forbidden", ""), Kind::PermissionDenied, false),
+            (answer!("401 Unauthorized", ""), Kind::Unauthenticated, false),
+            (answer!("404 Not Found", "<Error><Code>NoSuchBucket</Code></Error>"), Kind::NotFound, false),
+            (answer!("404 Not Found", ""), Kind::NotFound, false),
+            (answer!("400 Bad Request", "<Error><Code>InvalidBucketName</Code></Error>"), Kind::Config, false),
+            (answer!("400 Bad Request", "<Error><Code>ExpiredToken</Code></Error>"), Kind::Unauthenticated, false),
+            (answer!("400 Bad Request", "<Error><Code>RequestTimeout</Code></Error>"), Kind::TimedOut, true),
+            (answer!("301 Moved Permanently", ""), Kind::Config, false),
+            (answer!("408 Request Timeout", ""), Kind::TimedOut, true),
+            (answer!("429 Too Many Requests", ""), Kind::RateLimited, true),
+            (answer!("500 Internal Server Error", ""), Kind::Unreachable, true),
+            (answer!("501 Not Implemented", ""), Kind::Unsupported, false),
+            (answer!("503 Service Unavailable", "<Error><Code>SlowDown</Code></Error>"), Kind::RateLimited, true),
+            (answer!("507 Insufficient Storage", ""), Kind::Exhausted, false),
+        ] {
+            let error = asked(&service(answer));
+            assert_eq!((error.kind(), error.is_temporary()), (kind, temporary), "{answer:?}: {error:?}");
+            assert!(!format!("{error:?}").contains("the-secret-key"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_that_is_not_there_is_unreachable_for_now() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let error = asked(&format!("http://{address}"));
+        assert_eq!((error.kind(), error.is_temporary()), (Kind::Unreachable, true), "{error:?}");
     }
 }

@@ -1,0 +1,118 @@
+//! Reads `rigs/<name>/rig.toml`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use toml_edit::{Document, Item};
+
+/// Where a rig's server comes from. Versions are pinned in the description.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A Go module with a command, built with `go install`.
+    Go(String),
+    /// A crate with a binary: name with version, and features.
+    Cargo(String, String),
+    /// An npm package.
+    Npm(String),
+}
+
+/// One rig, as described.
+#[derive(Debug, Clone)]
+pub struct Rig {
+    /// The folder's name.
+    pub name: String,
+    /// One line for people.
+    pub about: String,
+    /// Where the server comes from.
+    pub source: Source,
+    /// Path of the program within the cache.
+    pub binary: String,
+    /// Program and arguments; `{binary}`, `{port}` and `{data}` are filled in.
+    pub args: Vec<String>,
+    /// The server's own environment.
+    pub environment: BTreeMap<String, String>,
+    /// The server is ready once it answers this path, with whatever status.
+    pub ready_path: String,
+    /// What tests are given, by name of environment variable.
+    pub give: BTreeMap<String, String>,
+}
+
+impl Rig {
+    /// The names of all rigs that have a server to run.
+    pub fn names(root: &Path) -> Result<Vec<String>, String> {
+        let folder = root.join("rigs");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))? {
+            let path = entry.map_err(|error| format!("{}: {error}", folder.display()))?.path();
+            // A driver's rig may have nothing to run; then its file only says so.
+            let text = std::fs::read_to_string(path.join("rig.toml")).unwrap_or_default();
+            if let Some(name) = path.file_name().filter(|_| text.contains("[run]")) {
+                names.push(name.to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Reads one description.
+    pub fn load(root: &Path, name: &str) -> Result<Self, String> {
+        let path = root.join("rigs").join(name).join("rig.toml");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| format!("there is no rig `{name}` ({}: {error})", path.display()))?;
+        Self::parse(name, &text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    fn parse(name: &str, text: &str) -> Result<Self, String> {
+        let document = Document::parse(text).map_err(|error| error.to_string())?;
+        let get = |path: &[&str]| path.iter().try_fold(document.as_item(), |item, key| item.get(key));
+        let optional = |path: &[&str]| get(path).and_then(Item::as_str).map(str::to_owned);
+        let string = |path: &[&str]| optional(path).ok_or_else(|| format!("{} is missing", path.join(".")));
+        let map = |path: &[&str]| -> BTreeMap<String, String> {
+            let table = get(path).and_then(Item::as_table_like);
+            let pairs = table.into_iter().flat_map(|table| table.iter());
+            pairs.filter_map(|(key, item)| Some((key.to_owned(), item.as_str()?.to_owned()))).collect()
+        };
+        let source = match (optional(&["obtain", "go"]), optional(&["obtain", "cargo"]), optional(&["obtain", "npm"])) {
+            (Some(module), None, None) => Source::Go(module),
+            (None, Some(krate), None) => {
+                Source::Cargo(krate, optional(&["obtain", "cargo_features"]).unwrap_or_default())
+            }
+            (None, None, Some(package)) => Source::Npm(package),
+            _ => return Err("obtain needs one of go, cargo and npm".to_owned()),
+        };
+        let args = get(&["run", "args"]).and_then(Item::as_array).ok_or("run.args is missing")?;
+        Ok(Self {
+            name: name.to_owned(),
+            about: string(&["about"])?,
+            source,
+            binary: string(&["obtain", "binary"])?,
+            args: args.iter().filter_map(|value| value.as_str().map(str::to_owned)).collect(),
+            environment: map(&["run", "environment"]),
+            ready_path: string(&["run", "ready_path"])?,
+            give: map(&["give"]),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rig_in_the_tree_can_be_read() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+        let names = Rig::names(root).expect("names");
+        assert!(names.contains(&"s3".to_owned()), "{names:?}");
+        for name in names {
+            let rig = Rig::load(root, &name).expect("description");
+            assert!(rig.args[0] == "{binary}" && !rig.give.is_empty(), "{rig:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert!(Rig::parse("x", "about = \"x\"").expect_err("no source").contains("obtain"));
+        let no_args = "about = \"x\"\n[obtain]\ngo = \"m\"\nbinary = \"b\"";
+        assert!(Rig::parse("x", no_args).expect_err("no args").contains("run.args"));
+    }
+}

@@ -1,0 +1,129 @@
+//! Starts and stops a rig's server.
+//!
+//! State of a running rig: `run/<name>/` in the cache, with the process's number and start time
+//! (so that a number used again is never mistaken for it), what tests are given, the data and the
+//! server's log. Taking it down removes the folder.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::describe::Rig;
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const STOPPED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Starts the server unless it runs, waits until it answers, and returns what tests are given.
+pub fn up(rig: &Rig, cache: &Path) -> Result<BTreeMap<String, String>, String> {
+    let folder = folder(cache, &rig.name);
+    if process(&folder).is_some() {
+        let text = std::fs::read_to_string(folder.join("give.json")).map_err(|error| error.to_string())?;
+        return serde_json::from_str(&text).map_err(|error| error.to_string());
+    }
+    down(cache, &rig.name)?;
+    let data = folder.join("data");
+    std::fs::create_dir_all(&data).map_err(|error| format!("{}: {error}", data.display()))?;
+    // The port is free now; if someone else is faster, the server fails and says so.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| error.to_string())?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    drop(listener);
+    let binary = cache.join(&rig.binary).display().to_string();
+    let fill = |text: &str| {
+        let port = address.port().to_string();
+        text.replace("{binary}", &binary).replace("{port}", &port).replace("{data}", &data.display().to_string())
+    };
+    let args: Vec<String> = rig.args.iter().map(|arg| fill(arg)).collect();
+    let log = std::fs::File::create(folder.join("log")).map_err(|error| error.to_string())?;
+    let errors = log.try_clone().map_err(|error| error.to_string())?;
+    let mut command = Command::new(&args[0]);
+    command.args(&args[1..]).envs(&rig.environment).current_dir(&folder);
+    command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    // A group of its own, so that Ctrl-C at the terminal does not reach it before `down` does.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command.spawn().map_err(|error| format!("{}: {error}", args[0]))?;
+    let start = start_time(child.id()).unwrap_or_default();
+    std::fs::write(folder.join("pid"), format!("{} {start}", child.id())).map_err(|error| error.to_string())?;
+    let begun = Instant::now();
+    while !answers(address, &rig.ready_path) {
+        let ended = child.try_wait().map_err(|error| error.to_string())?;
+        if ended.is_some() || begun.elapsed() > READY_WITHIN {
+            let text = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+            down(cache, &rig.name)?;
+            return Err(format!(
+                "rig {} did not start: {}",
+                rig.name,
+                text.lines().last().unwrap_or("it said nothing")
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let give: BTreeMap<String, String> = rig.give.iter().map(|(name, value)| (name.clone(), fill(value))).collect();
+    let text = serde_json::to_string_pretty(&give).map_err(|error| error.to_string())?;
+    std::fs::write(folder.join("give.json"), text).map_err(|error| error.to_string())?;
+    Ok(give)
+}
+
+/// Stops the server and removes everything it had.
+pub fn down(cache: &Path, name: &str) -> Result<(), String> {
+    let folder = folder(cache, name);
+    if let Some(pid) = process(&folder) {
+        signal(pid, "-TERM");
+        let begun = Instant::now();
+        while process(&folder).is_some() && begun.elapsed() < STOPPED_WITHIN {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if process(&folder).is_some() {
+            signal(pid, "-KILL");
+        }
+    }
+    match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", folder.display())),
+        _ => Ok(()),
+    }
+}
+
+/// The names of rigs whose server runs.
+pub fn running(cache: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(cache.join("run")).into_iter().flatten().flatten();
+    let alive = entries.filter(|entry| process(&entry.path()).is_some());
+    alive.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn folder(cache: &Path, name: &str) -> PathBuf {
+    cache.join("run").join(name)
+}
+
+/// The server's process number, if it is still that process.
+fn process(folder: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(folder.join("pid")).ok()?;
+    let (pid, start) = text.trim().split_once(' ')?;
+    let pid = pid.parse().ok()?;
+    (start_time(pid)? == start).then_some(pid)
+}
+
+/// When the process started, in the kernel's ticks; `None` if it is gone or dead.
+fn start_time(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold spaces, so fields are counted behind it.
+    let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
+    let state = fields.next()?;
+    if state == "Z" || state == "X" { None } else { fields.nth(18).map(str::to_owned) }
+}
+
+fn signal(pid: u32, which: &str) {
+    // A process that is gone already is what is wanted.
+    drop(Command::new("kill").args([which, &pid.to_string()]).stderr(Stdio::null()).status());
+}
+
+fn answers(address: SocketAddr, path: &str) -> bool {
+    let ask = || -> std::io::Result<usize> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        stream.read(&mut [0; 16])
+    };
+    ask().is_ok_and(|read| read > 0)
+}
