@@ -55,7 +55,8 @@ async fn end_dead_run(surroundings: &Surroundings, session: &Session, found: Fou
     let report = pausing::watchdog_report(surroundings, &replay.head);
     let hands = hands_for(surroundings, session, &replay, Role::DeadHere)?;
     let Replayed { coordinator, latest, whole } = replayed(&replay);
-    if !whole {
+    // A run that concluded and yet did not end could not let its writers go.
+    if !whole || coordinator.state() == State::Concluded {
         let_writers_go(&hands).await?;
     }
     let mut warnings = Vec::new();

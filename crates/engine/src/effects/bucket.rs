@@ -1,6 +1,7 @@
 //! The bucket's part of a run: the lease, the backup session, the snapshot and the commit.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use stillpoint_core::coordinator::Outcome;
 use stillpoint_core::error::{Error, Kind, Result};
@@ -13,6 +14,9 @@ use super::{Hands, Role, locked, on_thread};
 use crate::journal;
 use crate::lease::{self, Holder, Lease, LeaseRequest};
 use crate::points;
+
+/// How long the repository's workers may take to stop.
+const ABANDON_WITHIN: Duration = Duration::from_secs(3);
 
 impl Hands {
     /// Takes the lease, cleans up after those who lost it, and opens the backup session: everything
@@ -110,12 +114,11 @@ impl Hands {
 
     /// The commit: one write, only if absent, right after the bucket said that the lease is ours.
     pub(super) async fn write_statefile(self: Arc<Self>, statefile: Option<Statefile>) -> Result<Outcome> {
-        let mut statefile = statefile.ok_or_else(|| Error::internal("the commit was asked for without a statefile"))?;
+        let statefile = statefile.ok_or_else(|| Error::internal("the commit was asked for without a statefile"))?;
         let lease = locked(&self.lease).clone();
         let lease = lease.ok_or_else(|| Error::internal("the commit was asked for without a lease"))?;
         on_thread("commit", move || {
             lease.check()?;
-            statefile.authentication = points::authentication(self.session.repository(), &statefile)?;
             let bytes = serde_json::to_vec_pretty(&statefile)
                 .map_err(|error| Error::internal("the statefile does not serialize").source(error))?;
             let name = points::object_name(statefile.point.as_str());
@@ -140,8 +143,11 @@ impl Hands {
         let Some(backup) = locked(&self.backup).take() else { return Ok(Outcome::Done) };
         // Whether the workers ended well does not matter: nothing names what they wrote.
         self.repository_context.cancel();
-        if let Err(error) = on_thread("abandon backup", move || backup.abandon()).await {
-            tracing::debug!(%error, "the abandoned backup did not end well");
+        // A stream that hangs must not keep the run: its thread ends with the process.
+        match tokio::time::timeout(ABANDON_WITHIN, on_thread("abandon backup", move || backup.abandon())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the abandoned backup did not end well"),
+            Err(_) => self.warn("a stream hangs; the repository's lock goes with this process".to_owned()),
         }
         Ok(Outcome::Done)
     }

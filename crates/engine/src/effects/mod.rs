@@ -152,7 +152,8 @@ pub(crate) struct DrainView {
 struct Running {
     context: Context,
     stop: watch::Sender<bool>,
-    is_pause: bool,
+    /// Whether the repository's workers are to stop with it.
+    writes: bool,
 }
 
 /// A lock that survives a panic elsewhere: what it guards is whole between statements.
@@ -223,6 +224,11 @@ impl Hands {
         locked(&self.lease).as_ref().map_or(0, |lease| lease.fencing())
     }
 
+    /// Leaves writers that could not be let go to the watchdog: it acts when its pipe closes.
+    pub(crate) fn leave_to_watchdog(&self) {
+        drop(locked(&self.watchdog).take());
+    }
+
     /// The point whose content served as the parent of most stores.
     pub(crate) fn parent(&self) -> Option<PointId> {
         locked(&self.parent).clone()
@@ -242,7 +248,8 @@ impl Hands {
         let name = action.name();
         let (stop, stopped) = watch::channel(false);
         let context = Context::default();
-        let running = Running { context: context.clone(), stop, is_pause: action.is_pause() };
+        let writes = matches!(action, Action::Drain { .. } | Action::WriteSnapshot);
+        let running = Running { context: context.clone(), stop, writes };
         locked(&self.running).insert(id, running);
         let hands = Arc::clone(self);
         tokio::spawn(async move {
@@ -251,7 +258,7 @@ impl Hands {
             let work = tokio::spawn(async move { working.perform(action, context, stopped, statefile).await });
             let outcome = match work.await {
                 Ok(Ok(outcome)) => outcome,
-                Ok(Err(error)) => Outcome::Failed(Box::new(Failure::from(&error.operation(name)))),
+                Ok(Err(error)) => Outcome::Failed(Box::new(Failure::from(&error.operation(spoken(name))))),
                 Err(panic) => {
                     let error = Error::internal(format!("a step of the run broke: {panic}")).operation(name);
                     Outcome::Failed(Box::new(Failure::from(&error)))
@@ -268,7 +275,7 @@ impl Hands {
     fn interrupt(&self, effect: EffectId) {
         if let Some(running) = locked(&self.running).get(&effect) {
             running.context.cancel();
-            if !running.is_pause {
+            if running.writes {
                 self.repository_context.cancel();
             }
             running.stop.send_replace(true);
@@ -313,6 +320,17 @@ impl Hands {
             result = work => result,
             () = out_of_grace(stopped, grace) => Err(Error::new(Kind::Cancelled, "stopped before it came to an end")),
         }
+    }
+}
+
+/// What an operator would call it.
+fn spoken(action: &str) -> &str {
+    match action {
+        "acquire_lease" => "prepare",
+        "pin" => "cut",
+        "start_watchdog" => "pause",
+        "check_pin" | "write_snapshot" | "write_statefile" | "read_statefile" => "seal",
+        other => other,
     }
 }
 

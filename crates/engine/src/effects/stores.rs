@@ -12,13 +12,14 @@ use stillpoint_repo::SnapshotId;
 
 use super::{DrainView, Hands, locked, on_thread};
 use crate::points;
+use crate::references;
 
 /// How long a driver may take to probe and prepare: it may wait for a running fork or mutation.
 const PREPARE_WITHIN: Duration = Duration::from_secs(600);
 /// How long reading a position, or fixing a view, may take.
 const CUT_WITHIN: Duration = Duration::from_secs(60);
 /// How long checking a pin may take, and letting go of it.
-const CHECK_WITHIN: Duration = Duration::from_secs(120);
+const CHECK_WITHIN: Duration = Duration::from_secs(30);
 
 /// Waits for a driver, but not for ever. The driver drops what it was doing.
 async fn within<T>(
@@ -152,8 +153,16 @@ impl Hands {
         let declared = declared.ok_or_else(|| Error::internal("a reference that the platform does not have"))?;
         let (from, to) = (self.driver(&declared.from)?, self.driver(&declared.to)?);
         let pins = (self.pin_of(&declared.from)?, self.pin_of(&declared.to)?);
-        let _ = (from, to, pins, context);
-        Err(Error::new(Kind::Unsupported, "references are not evaluated yet"))
+        let scratch = self.head.scratch.join(format!("reference-{reference}"));
+        let runtime = tokio::runtime::Handle::current();
+        let (thread, store) = (format!("reference {reference}"), declared.from.clone());
+        let checked = on_thread(&thread, move || {
+            std::fs::create_dir_all(&scratch).or_io(|| format!("cannot create the folder `{}`", scratch.display()))?;
+            let (from, to) = ((from.as_ref(), Some(&pins.0)), (to.as_ref(), Some(&pins.1)));
+            references::check(&declared, from, to, &scratch, &context, &runtime)
+        });
+        let checked = checked.await.map_err(|error| error.store(store.as_str()).operation("references"))?;
+        Ok(Outcome::References(checked.count()))
     }
 
     fn pin_of(&self, store: &StoreName) -> Result<Pin> {

@@ -236,7 +236,12 @@ pub fn forget_ended(state: &Path, platform: &PlatformName) -> Result<()> {
     }
     ended.sort();
     for (_, path) in ended.iter().rev().skip(ENDED_KEPT) {
-        std::fs::remove_file(path).or_io(|| format!("cannot remove `{}`", path.display()))?;
+        for path in [path, &path.with_extension("watchdog")] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                other => other.or_io(|| format!("cannot remove `{}`", path.display()))?,
+            }
+        }
     }
     Ok(())
 }

@@ -107,7 +107,9 @@ pub async fn backup(request: BackupRequest) -> Result<BackupOutcome> {
     let Finished { conclusion, statefile, phases, journal, journal_error } = finished;
     // A run whose writers may still be held back stays unfinished: the next start undoes that first.
     let held = warnings_of(&conclusion).iter().any(|warning| is_resume(warning.operation.as_deref()));
-    if !held {
+    if held {
+        hands.leave_to_watchdog();
+    } else {
         end(&hands, journal, &conclusion).await;
     }
     match conclusion {

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cancel::CancelToken;
 use crate::effects::{Answer, Hands};
 use crate::journal::{Entry, Journal};
+use crate::points;
 
 pub use phases::PhaseTime;
 use phases::Phases;
@@ -215,7 +216,7 @@ impl Run {
 
     fn make_statefile(&mut self) -> Result<Statefile> {
         let head = &self.hands.head;
-        let statefile = self.coordinator.statefile(StatefileHead {
+        let mut statefile = self.coordinator.statefile(StatefileHead {
             point: head.point.clone(),
             platform: head.platform.platform.clone(),
             environment: head.platform.environment.clone(),
@@ -225,6 +226,7 @@ impl Run {
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             fencing: self.hands.fencing(),
         })?;
+        statefile.authentication = points::authentication(self.hands.session.repository(), &statefile)?;
         self.statefile = Some(statefile.clone());
         Ok(statefile)
     }

@@ -134,11 +134,24 @@ fn outcome(phase: Phase, coordinator: &Coordinator) -> String {
                 bytes += store.bytes;
                 read += store.drained.bytes_read;
             }
-            format!("{bytes} bytes, {read} of them read")
+            format!("{} held, {} of them read", size(bytes), size(read))
         }
         Phase::Seal => "every pin checked".to_owned(),
         Phase::Recover | Phase::Release => String::new(),
     }
+}
+
+/// `1.2 GiB`, for people.
+fn size(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let mut shown = (bytes as f64, "B");
+    for unit in units {
+        if shown.0 < 1024.0 {
+            break;
+        }
+        shown = (shown.0 / 1024.0, unit);
+    }
+    if shown.1 == "B" { format!("{bytes} B") } else { format!("{:.1} {}", shown.0, shown.1) }
 }
 
 fn cut_outcome(coordinator: &Coordinator) -> String {

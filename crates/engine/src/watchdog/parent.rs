@@ -111,6 +111,11 @@ impl Watchdog {
         }
     }
 
+    /// The child's process id.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether the child has let writers go on its own.
     pub fn fired(&self) -> Fired {
         self.fired.clone()
@@ -147,6 +152,13 @@ impl Watchdog {
                 }
             }
         }
+    }
+}
+
+impl Drop for Watchdog {
+    /// Closes the pipe, whoever else still knows it: an armed child undoes now.
+    fn drop(&mut self) {
+        drop(self.pipe.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
