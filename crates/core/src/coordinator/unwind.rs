@@ -291,6 +291,8 @@ impl Coordinator {
     /// The engine that ran this journal is dead; none of its effects will ever answer.
     pub(super) fn recover(&mut self) {
         self.pending.clear();
+        // The budget may have run out meanwhile, and what that asked for is asked for again below.
+        self.outbox.clear();
         self.recovered = true;
         for owed in &mut self.owed {
             if owed.status != Status::Settled {
