@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use object_store::ObjectStoreExt;
 use serde_json::json;
+use stillpoint_core::capability::{Capability, PinKind};
 use stillpoint_core::driver::{
     Context, Drained, Driver, Edge, EdgeQuery, Pin, RestoreMode, RestoreRequest, Restored, Validity,
 };
@@ -580,6 +581,33 @@ fn a_real_bucket_comes_back() {
     restore(&copy, &point, RestoreMode::Fresh, None).unwrap();
     assert_eq!(differences(&copy, &tree), Vec::<String>::new());
     assert_eq!(back_up(&source, Some(&point)).1.bytes_read, 0);
+}
+
+#[test]
+fn the_readme_states_the_capability() {
+    let (folder, root) = scratch_root();
+    let store = Arc::new(object_store::memory::InMemory::new());
+    let bucket = open_bucket(&store, "p", folder.path());
+    let directory = run(open(&root).probe(&Context::default())).unwrap().capability;
+    let bucket = run(bucket.probe(&Context::default())).unwrap().capability;
+    let shown = |of: fn(&Capability) -> bool| {
+        let yes = |yes: bool| if yes { "yes" } else { "no" };
+        match (yes(of(&directory)), yes(of(&bucket))) {
+            (one, other) if one == other => one.to_owned(),
+            (one, other) => format!("directory: {one}. Bucket: {other}"),
+        }
+    };
+    assert_eq!((directory.pin, bucket.pin), (PinKind::Watched, PinKind::Watched));
+    for (row, value) in [
+        ("pin", "watched".to_owned()),
+        ("incremental", shown(|capability| capability.incremental)),
+        ("edges", shown(|capability| capability.edges)),
+        ("swaps in place", shown(|capability| capability.swaps_in_place)),
+        ("partial restore", shown(|capability| capability.partial_restore)),
+    ] {
+        assert!(super::REGISTRATION.readme.contains(&format!("| {row} | {value} |")), "{row}: {value}");
+    }
+    assert!(directory.observes_writes && !bucket.observes_writes);
 }
 
 /// Makes directories of objects.

@@ -766,6 +766,29 @@ fn a_database_with_nothing_but_a_stamp_is_empty() {
     assert!(occupied(&path).is_some());
 }
 
+#[test]
+fn the_readme_states_the_capability() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.db");
+    drop(create(&path, "CREATE TABLE t (a);"));
+    let one = run(open(&path).probe(&Context::default())).unwrap();
+    let driver = open_with(json!({ "directory": folder.path() }), folder.path());
+    let many = run(driver.probe(&Context::default())).unwrap();
+    assert!(one.warnings.iter().any(|warning| warning.contains("rollback-journal")), "{:?}", one.warnings);
+    let shown = |yes: bool| if yes { "yes" } else { "no" };
+    for (row, value) in [
+        ("pin", "snapshot"),
+        ("observes writes", shown(one.capability.observes_writes)),
+        ("incremental", shown(one.capability.incremental)),
+        ("edges", shown(one.capability.edges)),
+        ("swaps in place", shown(one.capability.swaps_in_place)),
+        ("partial restore", "with `directory`"),
+    ] {
+        assert!(super::REGISTRATION.readme.contains(&format!("| {row} | {value} |")), "{row}");
+    }
+    assert!(!one.capability.partial_restore && many.capability.partial_restore);
+}
+
 /// Makes stores of one table `items (key, value)` in WAL mode.
 struct SqliteHarness {
     folder: tempfile::TempDir,
