@@ -1,9 +1,9 @@
-//! An open repository: its key, its configuration, its index; loads and saves blobs and files.
+//! An open repository: its key, its configuration, its index, its files. Blobs are the business of
+//! `backup` and `tree`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use sha2::{Digest, Sha256};
 use stillpoint_core::error::{Error, Kind, Result};
 
 use crate::backup::{Backup, BackupOptions};
@@ -11,10 +11,9 @@ use crate::crypto::{self, Cipher, MasterKey};
 use crate::depot::{Depot, WriteMode};
 use crate::format::config::Config;
 use crate::format::id::Id;
-use crate::format::pack::{BlobKind, SEAL_BYTES};
 use crate::format::polynomial;
 use crate::format::snapshot::{Snapshot, SnapshotId, SnapshotJson};
-use crate::index::{Index, Location};
+use crate::index::Index;
 use crate::key::{self, Unlock};
 use crate::unpacked::{self, CONFIG, FileKind};
 
@@ -206,52 +205,5 @@ impl Repository {
             index.add_file(&json).map_err(|error| error.context("file", FileKind::Index.name(id)))?;
         }
         Ok(Loaded { files, index: Some(Arc::new(index)) })
-    }
-
-    /// Reads one blob and checks it. Where several packs hold it, the first sound copy counts.
-    pub(crate) fn blob(&self, index: &Index, kind: BlobKind, id: &Id) -> Result<Vec<u8>> {
-        let mut failure = None;
-        for location in index.locations(kind, id) {
-            match self.blob_at(&location) {
-                Ok(plain) => return Ok(plain),
-                Err(error) if error.is_temporary() || error.kind() == Kind::Cancelled => return Err(error),
-                Err(error) => failure = Some(error),
-            }
-        }
-        Err(failure.unwrap_or_else(|| Error::new(Kind::Corrupt, format!("blob {id} is missing from the index"))))
-    }
-
-    /// Reads one copy of a blob and checks it.
-    pub(crate) fn blob_at(&self, location: &Location) -> Result<Vec<u8>> {
-        let entry = &location.entry;
-        let name = FileKind::Pack.name(&location.pack);
-        let sealed = self.depot().read_range(&name, u64::from(entry.offset), u64::from(entry.length))?;
-        if sealed.len() != entry.length as usize || entry.length < SEAL_BYTES {
-            return Err(Error::new(Kind::Corrupt, format!("the pack {name} is shorter than its index says")));
-        }
-        let mut scratch = Vec::new();
-        let mut plain = Vec::new();
-        let opened = self.open_blob(&sealed, entry.uncompressed, &mut scratch, &mut plain);
-        opened.map_err(|error| error.context("blob", entry.id).context("pack", &name))?;
-        if Sha256::digest(&plain)[..] != entry.id.0 {
-            return Err(Error::new(Kind::Corrupt, format!("blob {} is damaged", entry.id)).context("pack", name));
-        }
-        Ok(plain)
-    }
-
-    /// Decrypts and decompresses into `plain`, which is overwritten. The hash is the caller's to
-    /// check.
-    pub(crate) fn open_blob(
-        &self,
-        sealed: &[u8],
-        uncompressed: u32,
-        scratch: &mut Vec<u8>,
-        plain: &mut Vec<u8>,
-    ) -> Result<()> {
-        if uncompressed == 0 {
-            return self.cipher().open_into(sealed, plain);
-        }
-        self.cipher().open_into(sealed, scratch)?;
-        crate::compress::decompress(scratch, uncompressed as usize, plain)
     }
 }

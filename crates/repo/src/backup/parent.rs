@@ -4,7 +4,6 @@ use stillpoint_core::error::Result;
 
 use super::pipeline::Pipeline;
 use crate::format::id::Id;
-use crate::format::pack::BlobKind;
 use crate::format::tree::TreeNode;
 use crate::format::tree_read::DirectoryReader;
 
@@ -20,8 +19,8 @@ pub(super) struct ParentDirectory {
 
 impl ParentDirectory {
     pub(super) fn open(pipeline: &Pipeline, blob: Id) -> Result<Self> {
-        let mut reader = DirectoryReader::new(load(pipeline, &blob)?)?;
-        let current = reader.next(&mut |id| load(pipeline, id))?;
+        let mut reader = DirectoryReader::new(pipeline.loader.tree(&blob)?)?;
+        let current = reader.next(&mut |id| pipeline.loader.tree(id))?;
         Ok(Self { blob, reader, current, asked: Vec::new() })
     }
 
@@ -33,12 +32,8 @@ impl ParentDirectory {
         self.asked.clear();
         self.asked.extend_from_slice(name);
         while self.current.as_ref().is_some_and(|entry| entry.node.name.as_slice() < name) {
-            self.current = self.reader.next(&mut |id| load(pipeline, id))?;
+            self.current = self.reader.next(&mut |id| pipeline.loader.tree(id))?;
         }
         Ok(self.current.as_ref().filter(|entry| entry.node.name == name))
     }
-}
-
-fn load(pipeline: &Pipeline, id: &Id) -> Result<Vec<u8>> {
-    pipeline.repository.blob(pipeline.known.stored(), BlobKind::Tree, id)
 }

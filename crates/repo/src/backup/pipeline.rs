@@ -18,6 +18,7 @@ use crate::format::id::Id;
 use crate::format::pack::BlobKind;
 use crate::pack::{Pack, Sealer};
 use crate::simd::sha256;
+use crate::tree::blobs::Loader;
 
 /// A pack is written when it is this full. Larger ones cost memory and gain nothing.
 const PACK_BYTES_MAX: u64 = 16 << 20;
@@ -70,6 +71,8 @@ pub(super) struct Pipeline {
     pub(super) failure: Arc<Failure>,
     pub(super) schedule: Schedule,
     pub(super) known: Known,
+    /// Reads the directories of parent snapshots.
+    pub(super) loader: Arc<Loader>,
     pub(super) chunker: Chunker,
     pub(super) outlet: Arc<Outlet>,
     pub(super) plan: Plan,
@@ -103,11 +106,13 @@ impl Pipeline {
             seats.push(Seat { pack: outlet.empty_pack()?, sealer: sealer(), compressor, ids: Vec::new() });
         }
         let trees = Trees { pack: outlet.empty_pack()?, sealer: sealer(), compressor: Compressor::new()? };
+        let index = repository.fresh_index()?;
         Ok(Self {
             repository: repository.clone(),
             failure,
             schedule: Schedule::new(plan.workers, plan.spares),
-            known: Known::new(repository.fresh_index()?),
+            loader: Loader::with_index(repository, index.clone()),
+            known: Known::new(index),
             chunker: Chunker::new(repository.chunker_polynomial()),
             outlet,
             plan,

@@ -114,7 +114,12 @@ impl DirectoryWriter {
 fn wrap(parts: &[Vec<u8>]) -> Vec<u8> {
     let mut json = Vec::with_capacity(parts.iter().map(Vec::len).sum::<usize>() + parts.len() + 16);
     json.extend_from_slice(b"{\"nodes\":[");
-    json.extend_from_slice(&parts.join(&b','));
+    for (number, part) in parts.iter().enumerate() {
+        if number > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(part);
+    }
     json.extend_from_slice(b"]}\n");
     json
 }
