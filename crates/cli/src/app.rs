@@ -26,6 +26,9 @@ use crate::render;
 /// The variable that names the configuration when `--config` does not.
 pub const CONFIG_VARIABLE: &str = "STILLPOINT_CONFIG";
 
+/// The variable that asks for a log.
+const LOG_VARIABLE: &str = "STILLPOINT_LOG";
+
 /// What a command leaves on the screen.
 #[derive(Debug)]
 pub struct Outcome {
@@ -80,6 +83,7 @@ impl App {
             cancel: CancelToken::default(),
             context: Context::default(),
         };
+        log_if_asked();
         app.listen();
         app
     }
@@ -149,6 +153,20 @@ impl App {
         }
     }
 
+    /// Does work that counts in this command's context, under a bar if there is a terminal.
+    pub fn watching<T>(&self, name: &'static str, work: impl FnOnce() -> T) -> T {
+        if self.json || self.quiet || !io::stderr().is_terminal() {
+            return work();
+        }
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| progress::follow(name, &self.context, &done));
+            let result = work();
+            done.store(true, Ordering::Relaxed);
+            result
+        })
+    }
+
     /// Prints a line about what begins, where progress is shown.
     pub fn note(&self, line: &str) {
         if !self.json && !self.quiet && writeln!(io::stderr().lock(), "{line}").is_err() {
@@ -188,6 +206,16 @@ impl App {
         {
             tracing::error!(%error, "cannot print");
         }
+    }
+}
+
+/// Logs to standard error as `STILLPOINT_LOG` asks, e.g. `debug`; not at all without it.
+fn log_if_asked() {
+    let Ok(filter) = std::env::var(LOG_VARIABLE) else { return };
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    let installed = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    if installed.is_err() {
+        tracing::warn!("something logs already");
     }
 }
 

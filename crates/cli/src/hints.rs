@@ -11,7 +11,9 @@ pub fn of(error: &Error) -> Option<&str> {
         Kind::PermissionDenied => {
             Some("check what this user may do there; `stillpoint driver policy` lists what is needed")
         }
-        Kind::Locked => Some("wait for the other run to end; `stillpoint list` shows who holds the lease"),
+        Kind::Locked => {
+            Some("wait for the other run to end; if it died on another machine, `stillpoint backup --take-over`")
+        }
         Kind::Exhausted => Some("free some space or raise the limit, then run the command again"),
         Kind::TimedOut | Kind::Unreachable | Kind::RateLimited => {
             Some("check that it runs and can be reached from here, then try again")
@@ -39,12 +41,19 @@ pub enum Leaves {
 /// The last line: what state things are in.
 pub fn state(leaves: Leaves, error: &Error) -> &'static str {
     let before_anything = matches!(error.kind(), Kind::Config | Kind::Fenced | Kind::Locked | Kind::Unauthenticated);
+    // Plans and steps are looked at before the first one is carried out.
+    let refused = matches!(error.kind(), Kind::Conflict | Kind::NotFound | Kind::AlreadyExists);
     match leaves {
         Leaves::Nothing => "Nothing was changed.",
         Leaves::NoPoint if before_anything => "No point was made. Nothing was changed.",
-        Leaves::NoPoint => "No point was made. Writers are not held back.",
-        Leaves::Target | Leaves::Steps if before_anything => "Nothing was changed.",
-        Leaves::Target => "The source was not touched. The target is not proven: do not use it.",
+        // The only failure after which a point may be there; the engine's hint says the same.
+        Leaves::NoPoint if error.hint_text().is_some_and(|hint| hint.contains("is not known")) => {
+            "Whether a point was made is not known."
+        }
+        Leaves::NoPoint => "No point was made.",
+        Leaves::Target | Leaves::Steps if before_anything || refused => "Nothing was changed.",
+        Leaves::Steps if error.kind() == Kind::Unproven => "Nothing was changed.",
+        Leaves::Target => "The target is not proven: do not use it.",
         Leaves::Steps => "What was done so far is whole; the command can be run again.",
     }
 }

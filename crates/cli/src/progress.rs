@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use stillpoint_core::driver::Context;
 use stillpoint_core::id::StoreName;
 use stillpoint_engine::progress::{Phase, Progress, StoreProgress, Update};
 
@@ -163,4 +165,24 @@ impl Progress for Lines {
             Update::Message { text } => self.print(&format!("  note      {text}")),
         }
     }
+}
+
+/// Draws one bar from the counters of `context` until `done`.
+pub fn follow(name: &'static str, context: &Context, done: &AtomicBool) {
+    let bar = ProgressBar::no_length().with_prefix(name);
+    let style = ProgressStyle::with_template("  {prefix:<9} {binary_bytes:>10}  {binary_bytes_per_sec:>14}  {spinner}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    while !done.load(Ordering::Relaxed) {
+        let (bytes, _, expected) = context.progress();
+        if expected > 0 && bar.length() != Some(expected) {
+            bar.set_length(expected);
+            let style = ProgressStyle::with_template(
+                "  {prefix:<9} {binary_bytes:>10}  {bar:20}  {percent:>3} %  {binary_bytes_per_sec:>14}  {eta} left",
+            );
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸─"));
+        }
+        bar.set_position(bytes);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    bar.finish_and_clear();
 }

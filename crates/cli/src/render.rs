@@ -209,7 +209,7 @@ mod tests {
         error: store `meta`: role "backup" may not read schema "billing" (prepare)
           caused by: permission denied for schema billing
           hint: GRANT pg_read_all_data TO backup;
-        No point was made. Writers are not held back.                           exit 4
+        No point was made.                                                      exit 4
         "#);
         assert_eq!(exit.code, 4);
     }

@@ -188,7 +188,6 @@ pub fn check(repository: &Repository, point: &Statefile, bytes: &[u8]) -> Result
         return Ok(());
     }
     Err(Error::new(Kind::Corrupt, "the statefile was changed after it was written, or belongs to another repository")
-        .context("point", &point.point)
         .hint("compare it with a copy of the bucket; its data may still be whole: `restic snapshots` lists it"))
 }
 

@@ -107,8 +107,9 @@ fn environment(name: &str) -> Result<String> {
 fn file(path: &Path) -> Result<String> {
     let shown = path.display().to_string();
     let open = File::open(path).map_err(|error| {
-        Error::io(format!("cannot read the secret file `{shown}`"), error)
+        Error::new(Kind::Config, format!("cannot read the secret file `{shown}`"))
             .hint("check the path and that this user may read it")
+            .source(error)
     })?;
     let mut value = Vec::new();
     open.take(SECRET_BYTES_MAX + 1).read_to_end(&mut value).or_io(|| format!("cannot read `{shown}`"))?;

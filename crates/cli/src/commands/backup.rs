@@ -51,6 +51,10 @@ fn screen(outcome: &BackupOutcome) -> String {
         render::duration(Duration::from_millis(outcome.elapsed_millis)),
         render::duration(Duration::from_micros(point.pause_micros)),
     ));
+    let checked: u64 = point.references.iter().map(|reference| reference.checked).sum();
+    if !point.references.is_empty() && point.references.iter().all(|reference| reference.missing == 0) {
+        text.push_str(&format!("  {} checked, none missing\n", render::plural(checked, "reference", "references")));
+    }
     for (name, store) in &point.stores {
         for loss in &store.losses {
             text.push_str(&format!("  loss: {name}: {}: {}\n", loss.what, loss.why));

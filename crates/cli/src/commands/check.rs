@@ -32,7 +32,8 @@ pub fn run(arguments: &Arguments, app: &App) -> Result<Outcome> {
         (None, true) => Data::All,
         (None, false) => Data::None,
     };
-    let report = check::run(&app.session()?, data, &app.context)?;
+    let session = app.session()?;
+    let report = app.watching("check", || check::run(&session, data, &app.context))?;
     let exit = if report.errors.is_empty() { exit::DONE } else { exit::UNPROVEN };
     Outcome::with(exit, screen(&report, data), &report)
 }

@@ -55,7 +55,8 @@ pub fn run(arguments: &Arguments, app: &App) -> Result<Outcome> {
         key: arguments.key.as_deref().map(secret).transpose()?,
         points: arguments.points.clone(),
     };
-    let report = copy::run(&app.session()?, &request, &app.context)?;
+    let session = app.session()?;
+    let report = app.watching("copy", || copy::run(&session, &request, &app.context))?;
     Outcome::done(screen(&report), &report)
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use stillpoint_core::Result;
 use stillpoint_core::error::{Error, Kind};
 use stillpoint_core::platform::Secret;
@@ -103,7 +104,10 @@ fn short(key: &KeyLine) -> &str {
 }
 
 fn written(new: &New) -> String {
-    new.file.as_ref().map(|path| format!(" · written to {}, mode 0600", path.display())).unwrap_or_default()
+    new.file
+        .as_ref()
+        .map(|path| format!(" · written to {}, mode 0600, and to a recovery sheet beside it", path.display()))
+        .unwrap_or_default()
 }
 
 fn screen(keys: &[KeyLine]) -> String {

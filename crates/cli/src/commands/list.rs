@@ -35,7 +35,9 @@ fn screen(report: &ListReport, now: Timestamp) -> String {
         _ => "all platforms".to_owned(),
     };
     let mut text = format!("{title} · {}\n", report.bucket);
-    if report.points.is_empty() {
+    if report.points.is_empty() && !report.damaged.is_empty() {
+        text.push_str("  no point that can be believed\n");
+    } else if report.points.is_empty() {
         text.push_str("  no point yet; `stillpoint backup` makes one\n");
     } else {
         let all = report.platform.is_none();

@@ -21,7 +21,7 @@ use crate::{exit, render};
 Examples:
   stillpoint plan --into staging
   stillpoint plan k3f9 --to /tmp/r --save plan.json     then: stillpoint apply plan.json
-  stillpoint plan --store meta --in-place")]
+  stillpoint plan latest --store meta --in-place")]
 pub struct Arguments {
     #[command(flatten)]
     options: Options,

@@ -26,7 +26,9 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments, app: &App) -> Result<Outcome> {
-    let report = prune::run(&app.session()?, arguments.dry_run, arguments.max_unused, Timestamp::now(), &app.context)?;
+    let session = app.session()?;
+    let (dry_run, unused) = (arguments.dry_run, arguments.max_unused);
+    let report = app.watching("prune", || prune::run(&session, dry_run, unused, Timestamp::now(), &app.context))?;
     Outcome::done(screen(&report), &report)
 }
 

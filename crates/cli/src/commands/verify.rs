@@ -33,7 +33,8 @@ pub fn run(arguments: &Arguments, app: &App) -> Result<Outcome> {
         None => Data::All,
     };
     let begin = Instant::now();
-    let report = verify::run(&app.session()?, &arguments.point, data, &app.context)?;
+    let session = app.session()?;
+    let report = app.watching("verify", || verify::run(&session, &arguments.point, data, &app.context))?;
     let exit = if report.errors.is_empty() { exit::DONE } else { exit::UNPROVEN };
     Outcome::with(exit, screen(&report, begin.elapsed()), &report)
 }

@@ -7,3 +7,4 @@ mod secrets;
 mod support;
 mod tour;
 mod verbs;
+mod way_back;

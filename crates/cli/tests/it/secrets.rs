@@ -3,7 +3,8 @@
 use crate::support::{Screen, World, files_below};
 
 /// Five secrets, each on its own way into the program.
-const SECRETS: [&str; 5] = ["hunter2-environment", "hunter3-from-file", "hunter4-from-command", "hunter5-plain", "hunter6-header"];
+const SECRETS: [&str; 5] =
+    ["hunter2-environment", "hunter3-from-file", "hunter4-from-command", "hunter5-plain", "hunter6-header"];
 
 fn clean(screens: &[Screen], world: &World) {
     for screen in screens {
@@ -27,8 +28,9 @@ fn clean(screens: &[Screen], world: &World) {
 fn secrets_never_come_out() {
     let world = World::configured();
     world.write("password", SECRETS[1]);
+    world.write("printed", SECRETS[2]);
     let mut screens = Vec::new();
-    for key in ["env:SECRET_KEY", "file:password", "command:echo hunter4-from-command"] {
+    for key in ["env:SECRET_KEY", "file:password", "command:cat printed"] {
         let world_key = world.platform_yaml().replace("file:stillpoint.key", key);
         world.write("platform.yaml", &world_key);
         let bucket = world.path("bucket");
@@ -50,8 +52,10 @@ fn secrets_never_come_out() {
         ];
         for arguments in verbs {
             let mut command = world.command(arguments);
-            command.env("SECRET_KEY", SECRETS[0]).env("DATABASE_URL", format!("postgres://u:{}@127.0.0.1:1/x", SECRETS[0]));
-            command.env("RUST_LOG", "trace");
+            command
+                .env("SECRET_KEY", SECRETS[0])
+                .env("DATABASE_URL", format!("postgres://u:{}@127.0.0.1:1/x", SECRETS[0]));
+            command.env("STILLPOINT_LOG", "trace");
             let screen = world.run_command(command);
             assert!([0, 5, 7].contains(&screen.code), "{arguments:?}: {screen:?}");
             screens.push(screen);
@@ -83,7 +87,13 @@ fn secrets_in_the_wrong_place_are_refused_and_not_repeated() {
     }
     screens.push(world.run(&["key", "add", "--from", SECRETS[3]]));
     screens.push(world.run(&["init", "--key", SECRETS[3]]));
-    screens.push(world.run(&["copy", "--to", "s3://x/y", "--credential", &format!("secret_access_key={}", SECRETS[3])]));
+    screens.push(world.run(&[
+        "copy",
+        "--to",
+        "s3://x/y",
+        "--credential",
+        &format!("secret_access_key={}", SECRETS[3]),
+    ]));
     screens.push(world.run(&["copy", "--to", "s3://x/y", "--credential", SECRETS[3]]));
     clean(&screens, &world);
 }

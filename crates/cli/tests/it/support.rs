@@ -123,6 +123,14 @@ impl World {
         id
     }
 
+    /// Makes a point as people do, and remembers its id.
+    pub fn backup_shown(&mut self) -> Screen {
+        let screen = self.run(&["backup"]);
+        let id = screen.out.strip_prefix("point ").and_then(|rest| rest.split(' ').next());
+        self.ids.push(id.unwrap_or_else(|| panic!("no point: {screen:?}")).to_owned());
+        screen
+    }
+
     /// The screen with folder, ids, times and sizes replaced, and runs of spaces shortened.
     pub fn redact(&self, screen: &Screen) -> String {
         let mut text = screen.all().replace(&self.folder.path().display().to_string(), "[FOLDER]");
@@ -167,9 +175,12 @@ fn redact_line(line: &str) -> String {
 }
 
 fn redact_word(word: &str) -> String {
-    let date = word.len() == 10 && word.bytes().enumerate().all(|(at, byte)| {
-        if at == 4 || at == 7 { byte == b'-' } else { byte.is_ascii_digit() }
-    });
+    let date = word.len() == 10
+        && word.bytes().enumerate().all(
+            |(at, byte)| {
+                if at == 4 || at == 7 { byte == b'-' } else { byte.is_ascii_digit() }
+            },
+        );
     let time = word.len() >= 8 && word.as_bytes()[2] == b':' && word.as_bytes()[5] == b':';
     let hex = word.len() >= 12 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     match (date, time, hex) {
@@ -178,11 +189,6 @@ fn redact_word(word: &str) -> String {
         (_, _, true) => "[HEX]".to_owned(),
         _ => word.to_owned(),
     }
-}
-
-/// Whether this process is root, to whom permissions mean nothing.
-pub fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }
 
 /// The names of all files below `folder`, sorted.

@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stillpoint_core::duration;
+use stillpoint_core::error::Kind;
 use stillpoint_core::id::{EnvironmentName, StoreName};
 use stillpoint_core::platform::API_VERSION;
+use stillpoint_drivers::{OpenRequest, Registration};
 
 use super::located::Node;
 use super::mistake::{Mistake, nearest};
@@ -104,7 +106,11 @@ impl Meaning {
                 let schema = (registration.schema)().to_value();
                 let settings = settings_of(store);
                 let path = format!("stores.{name}");
-                self.mistakes.extend(shape::check(&settings, &schema, &path));
+                let found = shape::check(&settings, &schema, &path);
+                if found.is_empty() {
+                    self.open(name, store, &settings, registration);
+                }
+                self.mistakes.extend(found);
             }
             Err(error) => {
                 let known = stillpoint_drivers::REGISTRY.iter().map(|registration| registration.name);
@@ -114,6 +120,26 @@ impl Meaning {
                 };
                 self.add(node, error.message(), hint);
             }
+        }
+    }
+
+    /// Lets the driver look at its settings together. Opening a driver touches no store; secrets are
+    /// not resolved for it.
+    fn open(&mut self, name: &str, store: &Node, settings: &Node, registration: &Registration) {
+        let (Ok(store_name), Ok(settings)) = (StoreName::new(name), serde_json::from_value(settings.to_value())) else {
+            return;
+        };
+        let request = OpenRequest {
+            store: &store_name,
+            settings: &settings,
+            scratch: std::env::temp_dir(),
+            secrets: &|_| Ok("not resolved yet".to_owned()),
+        };
+        if let Err(error) = (registration.open)(&request)
+            && error.kind() == Kind::Config
+        {
+            let hint = error.hint_text().unwrap_or("`stillpoint driver policy NAME` explains the settings").to_owned();
+            self.add(store, format!("store `{name}`: {}", error.message()), hint);
         }
     }
 

@@ -90,10 +90,15 @@ pub fn parse(text: &str, file: &Path) -> Result<Platform> {
 fn syntax(error: &serde_saphyr::Error) -> Mistake {
     let place = error.location().map_or(Place { line: 1, column: 1 }, Place::from);
     let text = error.without_snippet().to_string();
-    // The library appends the place in its own form; ours stands in front already.
+    // The library appends the place in its own form, and advice to programmers; ours stand elsewhere.
     let first_line = text.lines().next().unwrap_or("not valid YAML");
-    let message = first_line.split(" at line ").next().unwrap_or(first_line).trim_end_matches('.');
-    Mistake::new(place, format!("not valid YAML: {message}"), "indent with spaces, and put odd texts in quotes")
+    let message = first_line.split(" at line ").next().unwrap_or(first_line);
+    let message = message.split(", set ").next().unwrap_or(message).trim_end_matches('.');
+    let hint = match message.starts_with("duplicate") {
+        true => "keep one of the two",
+        false => "indent with spaces, and put odd texts in quotes",
+    };
+    Mistake::new(place, format!("not valid YAML: {message}"), hint)
 }
 
 #[cfg(test)]

@@ -72,6 +72,7 @@ impl<'a> Shape<'a> {
         let none = Map::new();
         let properties = schema.get("properties").and_then(Value::as_object);
         let known = || properties.into_iter().flat_map(Map::keys).map(String::as_str);
+        let mut meant = Vec::new();
         for (key, place, value) in node.entries() {
             let at = if where_.is_empty() { key.clone() } else { format!("{where_}.{key}") };
             if let Some(inner) = properties.and_then(|p| p.get(key)) {
@@ -81,7 +82,9 @@ impl<'a> Shape<'a> {
             match schema.get("additionalProperties") {
                 Some(Value::Bool(false)) => {
                     let message = format!("there is no field `{key}` in {}", shown(where_));
-                    let hint = match nearest(key, known()) {
+                    let close = nearest(key, known());
+                    meant.extend(close);
+                    let hint = match close {
                         Some(name) => format!("did you mean `{name}`?"),
                         None => format!("fields: {}", known().collect::<Vec<_>>().join(", ")),
                     };
@@ -93,7 +96,7 @@ impl<'a> Shape<'a> {
         }
         for required in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
             let name = required.as_str().unwrap_or_default();
-            if node.get(name).is_none() {
+            if node.get(name).is_none() && !meant.contains(&name) {
                 let property = properties.unwrap_or(&none).get(name).unwrap_or(&Value::Null);
                 let about = first_sentence(property).or_else(|| first_sentence(self.resolve_about(property)));
                 let hint = match about {
@@ -245,9 +248,12 @@ fn tag_value<'a>(option: &'a Value, tag: &str) -> Option<&'a str> {
     option.get("properties")?.get(tag)?.get("const")?.as_str()
 }
 
+/// A description up to its first full stop that ends a sentence, not an abbreviation.
 fn first_sentence(schema: &Value) -> Option<&str> {
     let text = schema.get("description")?.as_str()?;
-    Some(text.split(". ").next().unwrap_or(text).trim_end_matches('.')).filter(|text| !text.contains('\n'))
+    let ends = text.match_indices(". ").find(|(at, _)| text[at + 2..].starts_with(|c: char| c.is_uppercase()));
+    let sentence = ends.map_or(text, |(at, _)| &text[..at]).trim_end_matches('.');
+    Some(sentence).filter(|sentence| !sentence.contains('\n'))
 }
 
 fn lower_first(text: &str) -> String {

@@ -7,8 +7,10 @@ use serde::Serialize;
 use stillpoint_core::Result;
 use stillpoint_core::error::{Error, IoContext, Kind};
 use stillpoint_core::platform::Secret;
-use stillpoint_repo::{KeyFile, KeyInfo, Unlock};
+use stillpoint_repo::{KeyFile, KeyInfo, Repository, Unlock, recovery_sheet};
 
+use super::show::restic_location;
+use crate::config::Config;
 use crate::open::{Session, unlock_from};
 
 /// One key, as shown.
@@ -78,8 +80,21 @@ pub fn rotate(session: &Session, new: &NewKey, label: &str) -> Result<KeyLine> {
 fn make(session: &Session, new: &NewKey) -> Result<Unlock> {
     match new {
         NewKey::Secret(secret) => unlock_from(&session.config().secrets, secret),
-        NewKey::File(path) => Ok(Unlock::KeyFile(generate(path)?)),
+        NewKey::File(path) => {
+            let key = generate(path)?;
+            write_sheet(session.config(), session.repository(), &key, path)?;
+            Ok(Unlock::KeyFile(key))
+        }
     }
+}
+
+/// Writes the key once more, to be printed and locked away, beside its file: `NAME-recovery-sheet.txt`.
+pub fn write_sheet(config: &Config, repository: &Repository, key: &KeyFile, key_file: &Path) -> Result<PathBuf> {
+    let name = key_file.file_stem().unwrap_or_default().to_string_lossy();
+    let path = key_file.with_file_name(format!("{name}-recovery-sheet.txt"));
+    let sheet = recovery_sheet(key, repository.id(), &config.platform.bucket.url, &restic_location(config));
+    write_private(&path, sheet.as_bytes())?;
+    Ok(path)
 }
 
 /// Generates a key and writes it to a new file that only this user may read.

@@ -15,7 +15,7 @@ use stillpoint_core::error::{Error, IoContext, Kind};
 use stillpoint_core::id::{EnvironmentName, PlatformName};
 use stillpoint_core::platform::Secret;
 use stillpoint_repo::depot::{self, Depot, DepotCapability, WriteMode};
-use stillpoint_repo::{InitOptions, Repository, Unlock, recovery_sheet};
+use stillpoint_repo::{InitOptions, Repository, Unlock};
 
 use super::key;
 use super::show::restic_location;
@@ -26,9 +26,6 @@ pub use look::{Found, Seen, Surroundings};
 
 /// The key file that is made when nothing else is asked for.
 pub const KEY_FILE: &str = "stillpoint.key";
-
-/// The key once more, for paper.
-pub const RECOVERY_SHEET: &str = "stillpoint-recovery-sheet.txt";
 
 /// What `init` is asked to do.
 #[derive(Debug, Clone, Default)]
@@ -98,9 +95,9 @@ pub fn run(request: &InitRequest) -> Result<InitReport> {
         }
         Err(error) => return Err(error),
     };
-    let recovery_sheet = match &key_file {
-        Some(key_file) => write_sheet(&config, &created.repository, key_file, &unlock)?,
-        None => None,
+    let recovery_sheet = match (&key_file, &unlock) {
+        (Some(file), Unlock::KeyFile(key)) => Some(key::write_sheet(&config, &created.repository, key, file)?),
+        _ => None,
     };
     Ok(InitReport {
         wrote_file: surroundings.is_some(),
@@ -180,15 +177,6 @@ fn make_key(config: &Config, bucket: &Arc<dyn Depot>) -> Result<Option<PathBuf>>
     }
     key::generate(&key_file)?;
     Ok(Some(key_file))
-}
-
-/// Writes the key once more, to be printed and locked away.
-fn write_sheet(config: &Config, repository: &Repository, key_file: &Path, unlock: &Unlock) -> Result<Option<PathBuf>> {
-    let Unlock::KeyFile(key) = unlock else { return Ok(None) };
-    let path = key_file.with_file_name(RECOVERY_SHEET);
-    let sheet = recovery_sheet(key, repository.id(), &config.platform.bucket.url, &restic_location(config));
-    key::write_private(&path, sheet.as_bytes())?;
-    Ok(Some(path))
 }
 
 /// A bucket that is ready for points.
