@@ -26,10 +26,13 @@ struct Item {
     is_folder: bool,
 }
 
+/// The names and the payload of the next entry.
+type Ahead = (Vec<Vec<u8>>, Vec<u8>);
+
 /// Walks a list and looks one entry ahead.
 struct Items {
     entries: Entries,
-    ahead: Option<(Vec<Vec<u8>>, Vec<u8>)>,
+    ahead: Option<Ahead>,
 }
 
 impl Items {
@@ -39,7 +42,7 @@ impl Items {
         Ok(items)
     }
 
-    fn read(&mut self) -> Result<Option<(Vec<Vec<u8>>, Vec<u8>)>> {
+    fn read(&mut self) -> Result<Option<Ahead>> {
         Ok(self.entries.next_entry()?.map(|(key, payload)| (keys::split_sort_key(&key), payload)))
     }
 
@@ -211,7 +214,7 @@ impl Writer<'_> {
     /// Writes neighbours: objects of one folder, in order.
     fn write(&mut self, batch: Vec<Item>) -> Result<()> {
         let Some(first) = batch.first() else { return Ok(()) };
-        self.go_to(&above(&first.names).to_vec())?;
+        self.go_to(above(&first.names))?;
         let named = batch.into_iter().map(|item| (item.names.last().cloned().unwrap_or_default(), item)).collect();
         self.write_here(named)
     }

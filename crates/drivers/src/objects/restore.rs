@@ -311,8 +311,11 @@ fn put_one(bucket: &Bucket, source: &dyn Tree, names: &[Vec<u8>], node: &Node) -
     bucket.put(&keys::unescape(names)?, &mut source.open(&path)?, &node.meta.xattrs)
 }
 
+/// Told of one object: the names of its path, and its entry.
+type Visit<'a> = dyn FnMut(&[Vec<u8>], Node) -> Result<()> + 'a;
+
 /// Calls `visit` with the names below `objects` of every object at or below `top`, in order.
-fn walk(source: &dyn Tree, top: &TreePath, visit: &mut dyn FnMut(&[Vec<u8>], Node) -> Result<()>) -> Result<()> {
+fn walk(source: &dyn Tree, top: &TreePath, visit: &mut Visit<'_>) -> Result<()> {
     if let Some(node) = source.get(top)?
         && node.kind != NodeKind::Dir
     {
