@@ -145,7 +145,8 @@ pub(super) async fn draft(
     let sources = sources(session, &statefile, scratch.path().to_owned(), context, &mut warnings).await;
     let mut findings = fence_of(session, &statefile, request, &sources).check(&targets);
     findings.extend(mixed(session, request, &statefile, &selected, &scratch, context).await);
-    let steps = steps(session, request, &statefile, &selected, &targets, &trees)?;
+    let sizes = part_sizes(request, &trees, &mut warnings).await?;
+    let steps = steps(session, request, &statefile, &selected, &targets, &sizes)?;
     let in_place = matches!(request.destination, Destination::InPlace { .. });
     let plan = RestorePlan {
         schema: SCHEMA.to_owned(),
@@ -322,7 +323,7 @@ fn steps(
     statefile: &Statefile,
     selected: &BTreeSet<StoreName>,
     targets: &[Target],
-    trees: &BTreeMap<StoreName, Arc<dyn Tree>>,
+    sizes: &BTreeMap<StoreName, (u64, u64)>,
 ) -> Result<Vec<RestoreStep>> {
     let precedences: Vec<Precedence> = restore_precedences(session.platform())?
         .into_iter()
@@ -334,13 +335,9 @@ fn steps(
         let missing = || Error::internal("a selected store is not in the point").store(store.as_str());
         let state = statefile.stores.get(&store).ok_or_else(missing)?;
         let target = targets.iter().find(|target| target.store == store).ok_or_else(missing)?;
-        let tree = trees.get(&store).ok_or_else(missing)?;
         let needs = precedences.iter().filter(|order| order.after == store).map(|order| order.before.clone()).collect();
         let part = request.parts.get(&store).cloned();
-        let (files, bytes) = match &part {
-            Some(part) => part_size(tree.as_ref(), part).map_err(|error| error.store(store.as_str()))?,
-            None => (state.files, state.bytes),
-        };
+        let (files, bytes) = sizes.get(&store).copied().unwrap_or((state.files, state.bytes));
         steps.push(RestoreStep {
             driver: state.driver.clone(),
             needs,
@@ -371,13 +368,55 @@ fn loses(state: &StoreState, part: Option<&str>) -> String {
     }
 }
 
-/// Files and bytes below a path of the store's tree.
-fn part_size(tree: &dyn Tree, part: &str) -> Result<(u64, u64)> {
-    let path = TreePath::parse(part)?;
-    let found = tree.get(&path)?.ok_or_else(|| {
-        Error::new(Kind::NotFound, format!("the point holds no `{part}`"))
-            .hint("`stillpoint show POINT` and `restic ls` list what there is")
+/// Files and bytes of each part that is asked for. Reads the repository, hence on a thread.
+async fn part_sizes(
+    request: &PlanRequest,
+    trees: &BTreeMap<StoreName, Arc<dyn Tree>>,
+    warnings: &mut Vec<String>,
+) -> Result<BTreeMap<StoreName, (u64, u64)>> {
+    let mut sizes = BTreeMap::new();
+    for (store, part) in &request.parts {
+        let Some(tree) = trees.get(store).cloned() else { continue };
+        let path = TreePath::parse(part)?;
+        if path.names().is_empty() {
+            return Err(Error::new(Kind::Config, "the part is the whole store")
+                .store(store.as_str())
+                .hint("leave it out"));
+        }
+        let size = on_thread("part", move || part_size(tree.as_ref(), &path)).await;
+        let size = size.map_err(|error| error.store(store.as_str()))?;
+        if size.is_none() {
+            // Keys and names may be spelled as the store spells them; only the driver knows how.
+            warnings.push(format!("store `{store}`: how large `{part}` is, and whether it is there, will be seen"));
+        }
+        sizes.insert(store.clone(), size.unwrap_or_default());
+    }
+    Ok(sizes)
+}
+
+/// Files and bytes below a path of the store's tree, or of the folder in which its driver keeps
+/// the store's own names. `None` if it is in neither.
+fn part_size(tree: &dyn Tree, part: &TreePath) -> Result<Option<(u64, u64)>> {
+    let mut tops = vec![TreePath::root()];
+    tree.list(&TreePath::root(), &mut |node| {
+        if node.kind == NodeKind::Dir {
+            tops.push(TreePath::root().join(&node.name)?);
+        }
+        Ok(true)
     })?;
+    for top in tops {
+        let mut path = top;
+        for name in part.names() {
+            path.push(name)?;
+        }
+        if let Some(node) = tree.get(&path)? {
+            return size_below(tree, path, &node).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn size_below(tree: &dyn Tree, path: TreePath, top: &Node) -> Result<(u64, u64)> {
     let mut size = (0, 0);
     let mut folders = Vec::new();
     let mut count = |node: &Node, path: TreePath, folders: &mut Vec<TreePath>| match node.kind {
@@ -385,7 +424,7 @@ fn part_size(tree: &dyn Tree, part: &str) -> Result<(u64, u64)> {
         NodeKind::Dir => folders.push(path),
         _ => {}
     };
-    count(&found, path, &mut folders);
+    count(top, path, &mut folders);
     while let Some(folder) = folders.pop() {
         tree.list(&folder, &mut |node| {
             let path = folder.join(&node.name)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stillpoint_core::driver::{Context, Driver as _};
+use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind};
 use stillpoint_core::id::EnvironmentName;
 use stillpoint_core::position::Stamp;
@@ -353,7 +353,7 @@ async fn a_forged_journal_is_not_believed() {
 async fn a_part_comes_back_alone() {
     let bed = Bed::new("part");
     bed.point().await;
-    let parts: BTreeMap<_, _> = [(store("artifacts"), "values/object-7".to_owned())].into();
+    let parts: BTreeMap<_, _> = [(store("artifacts"), "object-7".to_owned())].into();
     let request = PlanRequest { parts, ..PlanRequest::new("latest", staging()) };
     let planned = bed.plan(&request).await;
     assert_eq!((planned.plan.steps.len(), planned.plan.steps[0].files), (1, 1));
@@ -365,8 +365,11 @@ async fn a_part_comes_back_alone() {
         parts: [(store("artifacts"), "values/nothing".to_owned())].into(),
         ..PlanRequest::new("latest", staging())
     };
-    let error = plan::run(&bed.session, &missing, &CancelToken::default()).await.expect_err("not there");
-    assert_eq!(error.kind(), Kind::NotFound);
+    let planned = bed.plan(&missing).await;
+    assert!(planned.plan.warnings[0].contains("values/nothing"), "{:?}", planned.plan.warnings);
+    let other = PlanRequest { destination: into(&bed.folder.path().join("part")), ..missing };
+    let report = bed.restore(&other).await.expect("a report");
+    assert!(report.stores[0].error.as_ref().is_some_and(|error| error.contains("holds no")), "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
