@@ -75,7 +75,8 @@ mod tests {
     #[test]
     fn all_zeros_write_nothing_and_small_data_is_written_whole() {
         assert!(written(&vec![0; 1 << 20], 0).is_empty());
-        assert_eq!(written(&[0; 100], 0), [0..100]);
+        let whole = written(&[0; 100], 0);
+        assert_eq!((whole.len(), whole[0].clone()), (1, 0..100));
     }
 
     #[test]

@@ -134,12 +134,15 @@ fn decode_all(
     Ok(plain)
 }
 
+/// Plain bytes, and of how many blobs.
+type Run = Result<(Vec<u8>, usize)>;
+
 struct FileReader {
     current: Vec<u8>,
     at: usize,
     /// Blobs that are still to come: a thread that dies must not look like the end of the file.
     missing: usize,
-    source: Option<Receiver<Result<(Vec<u8>, usize)>>>,
+    source: Option<Receiver<Run>>,
     failed: bool,
 }
 

@@ -7,11 +7,15 @@ use std::time::Duration;
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::Kind;
 use stillpoint_core::id::StoreName;
-use stillpoint_core::tree::{Existing, ExtractOptions, Tree, TreePath};
+use stillpoint_core::tree::{
+    Existing, ExtractOptions, FileTime, Metadata, Node, NodeKind, Sink, Tree, TreePath, bytes,
+};
 use stillpoint_repo::depot::Depot;
 use stillpoint_repo::depot::layers::{Chaos, ChaosPolicy, Trace, Verb};
 use stillpoint_repo::depot::memory::MemoryDepot;
-use stillpoint_repo::{CheckRequest, Data, InitOptions, KeyFile, Repository, SnapshotId, Unlock};
+use stillpoint_repo::{
+    BackupOptions, CheckRequest, Data, InitOptions, KeyFile, Repository, SnapshotId, SnapshotMeta, Unlock,
+};
 
 use crate::support::{assert_same_below, backup, noise};
 
@@ -169,4 +173,60 @@ fn a_check_of_one_snapshot_or_of_a_sample_reads_less() {
     assert_eq!((sampled.0, sampled.1), (2, 1));
     assert_eq!(check(Data::Sample { percent: 100.0, seed: 7 }, None), all);
     assert_eq!(check(Data::None, None), (2, 0, 0));
+}
+
+#[test]
+fn special_files_and_paths_longer_than_any_limit_come_back() {
+    let depot = Arc::new(MemoryDepot::new());
+    let key = Unlock::KeyFile(KeyFile::generate().unwrap());
+    let repository = Repository::init(depot, &key, &InitOptions::default()).unwrap();
+    let backup = repository.begin(BackupOptions::default()).unwrap();
+    let store = StoreName::new("files").unwrap();
+    let mut sink = backup.store(&store, None).unwrap();
+    let meta = Metadata::folder(FileTime { seconds: 1_000_000_000, nanos: 5 });
+    let name = [b'd'; 250];
+    for _ in 0..40 {
+        sink.enter(&name, &meta).unwrap();
+    }
+    sink.file(b"leaf", &Metadata::stream(meta.mtime), None, bytes(b"deep".to_vec())).unwrap();
+    for _ in 0..40 {
+        sink.leave().unwrap();
+    }
+    let null = rustix::fs::makedev(1, 3);
+    for (name, kind) in [
+        ("e-char", NodeKind::CharDevice { device: null }),
+        ("f-block", NodeKind::BlockDevice { device: rustix::fs::makedev(7, 0) }),
+        ("g-fifo", NodeKind::Fifo),
+        ("h-socket", NodeKind::Socket),
+        ("i-link", NodeKind::Symlink { target: b"\xff/../nowhere".to_vec() }),
+    ] {
+        let meta = Metadata { mode: 0o640, ..Metadata::stream(meta.mtime) };
+        sink.node(&Node { name: name.into(), kind, meta }).unwrap();
+    }
+    sink.finish().unwrap();
+    let time = jiff::Timestamp::now();
+    let meta = SnapshotMeta { time, hostname: "test".into(), tags: vec![], paths: vec!["/files".into()] };
+    let snapshot = backup.finish(meta).unwrap().snapshot;
+
+    let tree = repository.tree(&snapshot, Some(&store)).unwrap().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let target = scratch.path().join("target");
+    let extracted = tree.extract(&TreePath::root(), &target, &options()).unwrap();
+    let devices = extracted.losses.is_empty();
+    if !devices {
+        stillpoint_testkit::skip("device files", &format!("not permitted here: {:?}", extracted.losses));
+    }
+    let different: Vec<_> = tree.compare(&TreePath::root(), &target).unwrap();
+    assert!(!devices || different.is_empty(), "{different:?}");
+    let link = std::fs::read_link(target.join("i-link")).unwrap();
+    assert_eq!(std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str()), b"\xff/../nowhere");
+    let replaced = ExtractOptions { existing: Existing::Replace, owners: false };
+    tree.extract(&TreePath::root(), &target, &replaced).unwrap();
+    let second = TreePath::parse(&format!("{0}/{0}", "d".repeat(250))).unwrap();
+    assert_eq!(tree.get(&second).unwrap().unwrap().meta.mtime.nanos, 5);
+    // What is not in the tree is removed, also where it is deeper than any path can say.
+    let inner = TreePath::parse(&vec!["d".repeat(250); 40].join("/")).unwrap();
+    tree.extract(&inner, &target, &replaced).unwrap();
+    assert_eq!(std::fs::read_dir(&target).unwrap().count(), 1);
+    assert_eq!(std::fs::read(target.join("leaf")).unwrap(), b"deep");
 }
