@@ -117,7 +117,7 @@ fn screen(keys: &[KeyLine]) -> String {
             let current = if key.current { "in use" } else { "" };
             vec![
                 short(key).to_owned(),
-                key.created.clone(),
+                key.created.parse::<Timestamp>().map_or_else(|_| key.created.clone(), render::time_short),
                 key.hostname.clone(),
                 key.label.clone(),
                 current.to_owned(),

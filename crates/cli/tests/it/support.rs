@@ -158,16 +158,25 @@ fn redact_line(line: &str) -> String {
             "B" | "KiB" | "MiB" | "GiB" => Some("[SIZE]"),
             _ => None,
         };
-        let number = |text: &String| text.trim_start_matches('+').parse::<f64>().is_ok();
+        let number = |text: &String| text.trim_start_matches(['+', '(']).parse::<f64>().is_ok();
         match unit {
             Some(replaced) if shown.last().is_some_and(number) => {
-                shown.pop();
-                shown.push(replaced.to_owned());
+                let bracket = if shown.pop().is_some_and(|text| text.starts_with('(')) { "(" } else { "" };
+                shown.push(format!("{bracket}{replaced}"));
             }
             _ => shown.push(word),
         }
     }
+    for at in 1..shown.len() {
+        // Coordinates of the store's own, which differ from machine to machine.
+        if ["inode", "observer"].contains(&shown[at - 1].as_str()) {
+            shown[at] = "[N]".to_owned();
+        }
+    }
     let mut text = " ".repeat(indent.min(12)) + &shown.join(" ");
+    for age in ["just now", "[TIME] ago"] {
+        text = text.replace(age, "[AGE]");
+    }
     if ended {
         text.push('\n');
     }

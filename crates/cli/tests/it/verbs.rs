@@ -4,6 +4,10 @@ use std::os::unix::fs::PermissionsExt;
 
 use crate::support::{World, files_below};
 
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 #[test]
 fn init_looks_around_and_never_overwrites() {
     let world = World::empty();
@@ -43,18 +47,57 @@ fn a_point_from_backup_to_prune() {
     let mut world = World::ready();
     let first = world.backup();
     let second = world.backup_shown();
-    insta::assert_snapshot!(world.redact(&second), @"");
+    insta::assert_snapshot!(world.redact(&second), @"
+    point [POINT 2] · [DATE] [CLOCK] UTC · restorable · strict · skew [TIME]
+      read [SIZE] of [SIZE] · new in the bucket [SIZE] · [TIME] · writers held back [TIME]
+      stillpoint show [POI 2] what is in it
+      stillpoint plan [POI 2] what a restore would do, and lose
+    churn · production → [FOLDER]/bucket
+      prepare 1 store ready [TIME]
+      cut strict · no pause was needed [TIME]
+      drain [SIZE] held, [SIZE] of them read [TIME]
+      seal every pin checked [TIME]
+      release [TIME]
+    [exit 0]
+    ");
     insta::assert_snapshot!(world.redact(&world.run(&["list"])), @"
     churn · production · [FOLDER]/bucket
       point taken age level stores holds new verdict
-      [POINT 2] [DATE] [CLOCK] UTC just now strict 1 [SIZE] [SIZE] restorable
-      [POINT 1] [DATE] [CLOCK] UTC just now strict 1 [SIZE] [SIZE] restorable
+      [POINT 2] [DATE] [CLOCK] UTC [AGE] strict 1 [SIZE] [SIZE] restorable
+      [POINT 1] [DATE] [CLOCK] UTC [AGE] strict 1 [SIZE] [SIZE] restorable
     [exit 0]
     ");
-    insta::assert_snapshot!(world.redact(&world.run(&["show"])), @"");
-    insta::assert_snapshot!(world.redact(&world.run(&["verify", &first[..4]])), @"");
-    insta::assert_snapshot!(world.redact(&world.run(&["check"])), @"");
-    insta::assert_snapshot!(world.redact(&world.run(&["key", "list"])), @"");
+    insta::assert_snapshot!(world.redact(&world.run(&["show"])), @"
+    point [POINT 2] · [DATE] [CLOCK] UTC · restorable · strict · skew [TIME]
+      churn · production · [FOLDER]/bucket
+      taken [AGE] · strict at the first try · writers held back [TIME]
+      holds [SIZE] in 3 files · read [SIZE] · new in the bucket [SIZE]
+    stores
+      store driver holds items pinned position
+      meta sqlite 3.54.1 [SIZE] 2,000 rows [TIME] sqlite-data-version meta.db inode [N] observer [N]
+    without stillpoint
+      restic -r [FOLDER]/bucket/repo --password-file [FOLDER]/stillpoint.key snapshots --tag point:[POINT 2]
+      restic -r [FOLDER]/bucket/repo --password-file [FOLDER]/stillpoint.key ls [HEX]
+      restic -r [FOLDER]/bucket/repo --password-file [FOLDER]/stillpoint.key restore [HEX] --target FOLDER
+    [exit 0]
+    ");
+    insta::assert_snapshot!(world.redact(&world.run(&["verify", &first[..4]])), @"
+    point [POINT 1] · [DATE] [CLOCK] UTC · restorable · strict · skew [TIME]
+      100 % of its data re-read from the bucket: [SIZE] in [TIME]
+    proven: statefile authentic, every piece as it was written
+    [exit 0]
+    ");
+    insta::assert_snapshot!(world.redact(&world.run(&["check"])), @"
+    [FOLDER]/bucket · 2 points · 2 packs · 5 pieces of data
+      structure only; --data re-reads every byte
+    sound
+    [exit 0]
+    ");
+    insta::assert_snapshot!(world.redact(&world.run(&["key", "list"])).replace(&host(), "HOST"), @"
+      key made on label
+      [HEX] [DATE] [CLOCK] UTC HOST in use
+    [exit 0]
+    ");
     world.backup();
     insta::assert_snapshot!(world.redact(&world.run(&["forget", "--dry-run"])), @"
     [FOLDER]/bucket

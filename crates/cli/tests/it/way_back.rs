@@ -15,7 +15,15 @@ fn a_point_comes_back_beside_what_is_running() {
     world.backup();
     let lost = rusqlite::Connection::open(world.path("meta.db")).expect("open");
     lost.execute("DELETE FROM models", []).expect("delete");
-    insta::assert_snapshot!(world.redact(&world.run(&["plan", "--to", "r"])), @"");
+    insta::assert_snapshot!(world.redact(&world.run(&["plan", "--to", "r"])), @"
+    restore of churn (point [POINT 1], [DATE] [CLOCK] UTC) into [FOLDER]/r
+      you lose meta: everything after [DATE] [CLOCK] UTC ([AGE])
+      overwrites nothing
+      fence clear · 1 identity compared · stamps absent
+      steps 1 meta (sqlite) [SIZE] 2,000 rows
+    plan [HEX] · nothing was changed; --save FILE keeps it for apply
+    [exit 0]
+    ");
     assert!(!world.path("r").exists(), "a plan writes nothing");
     let restored = world.run(&["restore", "latest", "--to", "r", "--yes", "--quiet"]);
     assert_eq!(restored.code, 0, "{restored:?}");
@@ -43,7 +51,12 @@ fn nothing_is_restored_over_its_source_unless_its_identity_is_typed() {
     assert_eq!(world.run(&["restore", "latest", "--in-place", "--quiet"]).code, 6);
     let wrong = world.run(&["restore", "latest", "--in-place", "--confirm", "/somewhere/else", "--quiet"]);
     assert_eq!(wrong.code, 6, "{wrong:?}");
-    insta::assert_snapshot!(world.redact(&wrong), @"");
+    insta::assert_snapshot!(world.redact(&wrong), @"
+    error: store `meta`: replacing [FOLDER]/meta.db in place was not confirmed (fence)
+      hint: type its identity: --in-place --confirm [FOLDER]/meta.db
+    Nothing was changed. exit 6
+    [exit 6]
+    ");
     assert_eq!(rows(&world.path("meta.db")), 0, "nothing was touched");
     let typed = std::fs::canonicalize(world.path("meta.db")).expect("there").display().to_string();
     let right = world.run(&["restore", "latest", "--in-place", "--confirm", &typed, "--quiet"]);
