@@ -95,6 +95,11 @@ fn an_engine_may_die_at_every_position() {
 }
 
 #[test]
+fn an_engine_may_be_dead_for_longer_than_the_budget() {
+    at_every_position(|world| world.crash_for(2 * BUDGET_MICROS, &mut || true));
+}
+
+#[test]
 fn an_engine_may_die_twice() {
     at_every_position(|world| {
         world.crash(&mut || true);

@@ -55,7 +55,10 @@ fn live(setting: Setting, mut tape: Tape) -> World {
         match tape.choose(24) {
             20 => world.pass(u64::from(tape.choose(4_000)) * 1_000),
             21 if tape.rarely(3) => world.happen(Happening::Cancel { reason: "enough".to_owned() }),
-            22 if tape.rarely(4) => world.crash(&mut || tape.choose(2) == 1),
+            22 if tape.rarely(4) => {
+                let dead_for = u64::from(tape.choose(8_000)) * 1_000;
+                world.crash_for(dead_for, &mut || tape.choose(2) == 1);
+            }
             23 if tape.rarely(6) => world.happen(Happening::LeaseLost { reason: "taken".to_owned() }),
             _ => {
                 let waiting: Vec<_> = world.in_flight.keys().copied().collect();

@@ -352,6 +352,17 @@ fn a_dead_engine_leaves_its_remains_to_the_next_one() {
 }
 
 #[test]
+fn a_death_that_outlasts_the_budget_asks_for_each_undo_once() {
+    let mut world = World::new(Setting { blind: set(&["c"]), pause_steps: 2, ..Setting::default() });
+    world.happen(Happening::Begin);
+    until(&mut world, |state| state == State::Pinning { group: 0 });
+    world.crash_for(2 * BUDGET_MICROS, &mut || true);
+    let resumes = world.in_flight.values().filter(|action| action.name() == "resume").count();
+    assert_eq!(resumes, 2, "each step once, and all at once: {:?}", world.in_flight);
+    assert_eq!(failed_with(world.finish()).kind, Kind::TimedOut, "the budget ran out first");
+}
+
+#[test]
 fn the_statefile_is_made_of_what_the_journal_tells() {
     use crate::id::{EnvironmentName, PlatformName, PointId};
     let mut world = World::new(Setting::default());

@@ -430,6 +430,19 @@ impl World {
         self.give(Event::new(self.now, Happening::Recovered));
     }
 
+    /// Like [`crash`](Self::crash), but the next engine comes only after a while. The watchdog has
+    /// let writers go meanwhile.
+    pub fn crash_for(&mut self, micros: u64, happened: &mut dyn FnMut() -> bool) {
+        self.now = self.now.plus(micros);
+        self.paused_since = None;
+        self.crash(happened);
+        let mut asked = Vec::new();
+        for action in self.in_flight.values() {
+            assert!(!asked.contains(&action), "asked twice after a death: {action:?}");
+            asked.push(action);
+        }
+    }
+
     /// A new machine that was told what the journal tells. Compares every step on the way.
     pub fn replayed(&self) -> Coordinator {
         let mut machine = Coordinator::new(self.setting.spec());
