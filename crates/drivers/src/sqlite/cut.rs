@@ -38,6 +38,9 @@ const WAL_READ_LOCKS: (u64, u64) = (123, 127);
 /// The range of bytes that readers of a rollback-journal database lock.
 const SHARED_LOCKS: (u64, u64) = (0x4000_0002, 0x4000_0002 + 509);
 
+/// How often the kernel's list of locks is read before a lock is believed to be absent.
+const LOCK_READINGS: u32 = 20;
+
 /// How the names of cloned databases begin.
 const CLONE_PREFIX: &str = ".stillpoint-clone-";
 
@@ -385,7 +388,11 @@ fn settle(view: &mut View, locks: Option<&str>) -> Result<()> {
     let Some(before) = view.files_state.take() else { return Ok(()) };
     let (after, _) = client::files_state(&view.target.path)?;
     let quiet = match (view.held, locks) {
-        (Held::Wal, Some(locks)) => !wire::is_write_locked(locks, view.lock_inode, WAL_WRITE_LOCK),
+        (Held::Wal, Some(locks)) => {
+            let is_free = |locks: &str| !wire::is_write_locked(locks, view.lock_inode, WAL_WRITE_LOCK);
+            // One reading may skip a lock; a second one hardly the same.
+            is_free(locks) && client::kernel_locks().is_some_and(|locks| is_free(&locks))
+        }
         (Held::Wal, None) => false,
         (Held::SharedLock | Held::Clone, _) => true,
     };
@@ -421,8 +428,12 @@ fn lost(view: &View, locks: Option<&str>) -> Result<Option<&'static str>> {
     };
     let process = std::process::id();
     // No inode: the log is read without shared memory, from media that nobody can write.
+    let is_missing = |locks: &str| !wire::holds_lock(locks, process, "READ", view.lock_inode, range.0, range.1);
+    // The kernel's list is read in pieces while others lock and unlock, and may skip a lock that is
+    // there: only one that no reading shows is gone.
     if view.lock_inode != 0
-        && locks.is_some_and(|locks| !wire::holds_lock(locks, process, "READ", view.lock_inode, range.0, range.1))
+        && locks.is_some_and(is_missing)
+        && (0..LOCK_READINGS).all(|_| client::kernel_locks().is_some_and(|locks| is_missing(&locks)))
     {
         return Ok(Some(
             "its lock is gone, because another part of this process opened and closed the same file: leave the \
