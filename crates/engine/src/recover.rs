@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::effects::{Hands, Role, Surroundings, authenticate, on_thread, pausing};
 use crate::journal::{self, Found, Replay};
 use crate::open::Session;
+use crate::points;
 use crate::run::Run;
 use crate::watchdog;
 
@@ -62,7 +63,9 @@ async fn end_dead_run(surroundings: &Surroundings, session: &Session, found: Fou
     let mut warnings = Vec::new();
     let mut point = None;
     let mut journal = Some(journal);
-    if !matches!(coordinator.state(), State::New | State::Concluded) {
+    if coordinator.state() == State::Concluded {
+        point = committed(&hands).await?;
+    } else if coordinator.state() != State::New {
         let run = Run::new(Arc::clone(&hands), coordinator, journal.take()).after(latest);
         let finished = run.drive(Happening::Recovered).await?;
         (point, warnings) = judge(&hands, finished.conclusion)?;
@@ -121,6 +124,17 @@ fn hands_for(surroundings: &Surroundings, session: &Session, replay: &Replay, ro
     let session = Session::from_parts(config, Arc::clone(session.bucket()), session.repository().clone());
     Hands::new(surroundings.clone(), session, replay.head.clone(), role)
         .map_err(|error| error.operation(format!("end run {}", replay.head.run)))
+}
+
+/// The run's point, if it is in the bucket.
+async fn committed(hands: &Arc<Hands>) -> Result<Option<PointId>> {
+    let (session, point) = (hands.session.clone(), hands.head.point.clone());
+    on_thread("read commit", move || match points::get(session.bucket().as_ref(), session.repository(), &point) {
+        Ok(_) => Ok(Some(point)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    })
+    .await
 }
 
 /// Undoes every pause step, whatever the journal says.
