@@ -5,12 +5,14 @@
 //! is called so that nothing in the environment, in the user's configuration or in a repository's
 //! hooks can change what it does, and so that it never asks anyone.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
@@ -20,6 +22,9 @@ use super::wire::{self, Refs, Target};
 
 /// A lock file of this age was left by a program that died; it stands for no update in progress.
 const LOCK_AGE_MAX: Duration = Duration::from_secs(60);
+/// A directory that changed so shortly before it was read may change again without its time telling:
+/// clocks of file systems tick every few milliseconds.
+const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// How often reading refs is tried while someone updates them.
 const READ_TRIES: u32 = 50;
 const READ_PAUSE: Duration = Duration::from_millis(10);
@@ -112,8 +117,8 @@ pub(super) fn read_refs(repository: &Repository) -> Result<Seen> {
         return read_refs_by_git(repository);
     }
     for _ in 0..READ_TRIES {
-        let before = Reading::take(&repository.git_dir)?;
-        let after = Reading::take(&repository.git_dir)?;
+        let before = Reading::take(&repository.git_dir, None)?;
+        let after = Reading::take(&repository.git_dir, None)?;
         if before.seen == after.seen && !before.locked && !after.locked {
             return Ok(after.seen);
         }
@@ -125,11 +130,12 @@ pub(super) fn read_refs(repository: &Repository) -> Result<Seen> {
 }
 
 /// Reads all refs once, whatever happens meanwhile: enough to tell whether anything was updated.
-pub(super) fn glance(repository: &Repository) -> Result<Seen> {
+/// Directories of refs that did not change since they were read are not read again.
+pub(super) fn glance(repository: &Repository, known: &Known) -> Result<Seen> {
     if repository.git_dir.join("reftable").is_dir() {
         return read_refs_by_git(repository);
     }
-    Ok(Reading::take(&repository.git_dir)?.seen)
+    Ok(Reading::take(&repository.git_dir, Some(known))?.seen)
 }
 
 /// One pass over the files that hold refs.
@@ -140,7 +146,7 @@ struct Reading {
 }
 
 impl Reading {
-    fn take(git_dir: &Path) -> Result<Self> {
+    fn take(git_dir: &Path, known: Option<&Known>) -> Result<Self> {
         let mut freshness = Sha256::new();
         let mut locked = false;
         let mut refs = Refs::default();
@@ -153,7 +159,11 @@ impl Reading {
             }
         }
         locked |= is_fresh_lock(&git_dir.join("packed-refs.lock")) || is_fresh_lock(&git_dir.join("HEAD.lock"));
-        loose(git_dir, "refs", &mut refs, &mut freshness, &mut locked)?;
+        loose(git_dir, "refs", known, &mut |folder| {
+            refs.0.extend(folder.refs.iter().cloned());
+            freshness.update(folder.digest);
+            locked |= folder.locked;
+        })?;
         let head = git_dir.join("HEAD");
         let target = match std::fs::read_link(&head) {
             Ok(link) => Some(Target::Symbolic(link.to_string_lossy().into_owned())),
@@ -166,21 +176,71 @@ impl Reading {
     }
 }
 
-/// Reads the loose refs below one directory, in a fixed order.
-fn loose(git_dir: &Path, prefix: &str, refs: &mut Refs, freshness: &mut Sha256, locked: &mut bool) -> Result<()> {
-    let folder = git_dir.join(prefix);
-    let mut entries = Vec::new();
-    match std::fs::read_dir(&folder) {
-        Ok(found) => {
-            for entry in found {
-                entries.push(entry.or_io(|| format!("cannot list {}", folder.display()))?);
-            }
-        }
+/// Directories of refs as they were read last.
+///
+/// Git puts every new value in place by a rename, which changes the directory's time. So a directory
+/// whose time is the same, and lay back far enough when it was read, holds the same.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<HashMap<PathBuf, Arc<Folder>>>);
+
+/// One directory of loose refs, without those below it.
+#[derive(Debug)]
+struct Folder {
+    /// Inode and times of the directory before it was read.
+    stamp: [i64; 5],
+    /// Whether the times were old enough to tell every later change.
+    settled: bool,
+    refs: Vec<(String, Target)>,
+    folders: Vec<String>,
+    digest: [u8; 32],
+    locked: bool,
+}
+
+/// Shows the directory `prefix` and all below it, in a fixed order.
+fn loose(git_dir: &Path, prefix: &str, known: Option<&Known>, show: &mut dyn FnMut(&Folder)) -> Result<()> {
+    let path = git_dir.join(prefix);
+    let found = match std::fs::symlink_metadata(&path) {
+        Ok(found) => found,
         // Git removes directories that became empty.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::io(format!("cannot list {}", folder.display()), error)),
+        Err(error) => return Err(Error::io(format!("cannot look at {}", path.display()), error)),
+    };
+    let stamp = [found.ino().cast_signed(), found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()];
+    let remembered = known.and_then(|known| {
+        let folders = known.0.lock().unwrap_or_else(PoisonError::into_inner);
+        folders.get(&path).filter(|folder| folder.settled && !folder.locked && folder.stamp == stamp).cloned()
+    });
+    let folder = match remembered {
+        Some(folder) => folder,
+        None => {
+            let age = found.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+            let settled = age.is_some_and(|age| age > SETTLED_AFTER);
+            let Some(folder) = read_folder(&path, prefix, stamp, settled)? else { return Ok(()) };
+            let folder = Arc::new(folder);
+            if let Some(known) = known {
+                known.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path, Arc::clone(&folder));
+            }
+            folder
+        }
+    };
+    show(&folder);
+    folder.folders.iter().try_for_each(|name| loose(git_dir, name, known, show))
+}
+
+fn read_folder(path: &Path, prefix: &str, stamp: [i64; 5], settled: bool) -> Result<Option<Folder>> {
+    let mut entries = Vec::new();
+    match std::fs::read_dir(path) {
+        Ok(found) => {
+            for entry in found {
+                entries.push(entry.or_io(|| format!("cannot list {}", path.display()))?);
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(format!("cannot list {}", path.display()), error)),
     }
     entries.sort_by_key(std::fs::DirEntry::file_name);
+    let mut freshness = Sha256::new();
+    let (mut refs, mut folders, mut locked) = (Vec::new(), Vec::new(), false);
     for entry in entries {
         let path = entry.path();
         let file_name = entry.file_name();
@@ -189,19 +249,19 @@ fn loose(git_dir: &Path, prefix: &str, refs: &mut Refs, freshness: &mut Sha256, 
             .ok_or_else(|| Error::new(Kind::Unsupported, format!("{} has a name that is not UTF-8", path.display())))?;
         let name = format!("{prefix}/{part}");
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            loose(git_dir, &name, refs, freshness, locked)?;
+            folders.push(name);
         } else if part.ends_with(".lock") {
-            *locked |= is_fresh_lock(&path);
-        } else if let Some(text) = read_optional(&path)?
-            && wire::is_ref_name(&name)
+            locked |= is_fresh_lock(&path);
+        } else if wire::is_ref_name(&name)
+            && let Some(text) = read_optional(&path)?
         {
-            mark(&path, freshness);
+            mark(&path, &mut freshness);
             let target = wire::parse_loose(&text);
             let broken = || Error::new(Kind::Corrupt, format!("{} is no ref", path.display()));
-            refs.0.insert(name, target.ok_or_else(broken)?);
+            refs.push((name, target.ok_or_else(broken)?));
         }
     }
-    Ok(())
+    Ok(Some(Folder { stamp, settled, refs, folders, digest: freshness.finalize().into(), locked }))
 }
 
 /// Adds what changes when a file is replaced, even by the same content.

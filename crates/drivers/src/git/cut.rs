@@ -74,7 +74,7 @@ pub(super) fn cut(inner: &Inner, context: &Context, cut: &CutId) -> Result<Pin> 
 /// The live refs of all repositories, each at one moment.
 pub(super) fn view(inner: &Inner) -> Result<View> {
     let at = SystemTime::now();
-    Ok(View { at, repositories: read_all(found(inner)?, client::read_refs)? })
+    Ok(View { at, repositories: read_all(found(inner)?, &client::read_refs)? })
 }
 
 /// The view of this pin.
@@ -86,7 +86,10 @@ pub(super) fn pinned(inner: &Inner, pin: &Pin) -> Result<Arc<View>> {
     }
 }
 
-fn read_all(repositories: Vec<Repository>, read: fn(&Repository) -> Result<Seen>) -> Result<Vec<(Repository, Seen)>> {
+fn read_all(
+    repositories: Vec<Repository>,
+    read: &(dyn Fn(&Repository) -> Result<Seen> + Sync),
+) -> Result<Vec<(Repository, Seen)>> {
     let share = repositories.len().div_ceil(READERS).max(1);
     let parts: Vec<Result<Vec<Seen>>> = std::thread::scope(|scope| {
         let readers: Vec<_> = repositories
@@ -109,7 +112,7 @@ pub(super) fn observe(inner: &Inner) -> Result<Option<Position>> {
     if repositories.len() > OBSERVED_REPOSITORIES_MAX {
         return Ok(None);
     }
-    Ok(Some(position(&read_all(repositories, client::glance)?)))
+    Ok(Some(position(&read_all(repositories, &|repository| client::glance(repository, &inner.known))?)))
 }
 
 /// Whether this many repositories are observed.

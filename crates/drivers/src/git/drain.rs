@@ -458,10 +458,8 @@ impl Content for Copied {
 /// What git reads to know which objects are meant.
 fn revisions(tips: &[String], known: &[String]) -> String {
     let mut text = tips.join("\n") + "\n";
-    if !known.is_empty() {
-        text.push_str("--not\n");
-        text.push_str(&known.join("\n"));
-        text.push('\n');
+    for id in known {
+        text.push_str(&format!("^{id}\n"));
     }
     text
 }

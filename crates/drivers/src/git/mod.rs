@@ -68,6 +68,8 @@ struct Inner {
     settings: Settings,
     /// The pin that this value took last, and what it shows.
     pin: Mutex<Option<(Pin, Arc<cut::View>)>>,
+    /// What `observe` read last, so that it need not read again what did not change.
+    known: client::Known,
     /// The cut that was drained whole.
     drained: Mutex<Option<CutId>>,
 }
@@ -76,7 +78,14 @@ impl Git {
     fn open(request: &OpenRequest<'_>) -> Result<Self> {
         let settings: Settings = crate::settings(request)?;
         settings.validate().map_err(|error| error.store(request.store.as_str()))?;
-        Ok(Self { inner: Arc::new(Inner { settings, pin: Mutex::default(), drained: Mutex::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                settings,
+                pin: Mutex::default(),
+                known: client::Known::default(),
+                drained: Mutex::default(),
+            }),
+        })
     }
 
     /// Runs what waits for files or for git on a thread where waiting hurts nobody.

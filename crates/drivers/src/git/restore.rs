@@ -177,14 +177,24 @@ impl Building<'_> {
         for name in ["config", "description"] {
             self.file(name.as_bytes(), name)?;
         }
-        let hooks = if self.inner.settings.restore_hooks { "hooks" } else { "hooks.restored" };
-        for (name, to) in [("hooks", hooks), ("info", "info"), ("lfs", "lfs"), ("logs", "logs")] {
+        for (name, to) in [("hooks", "hooks.restored"), ("info", "info"), ("lfs", "lfs"), ("logs", "logs")] {
             self.folder(name.as_bytes(), to)?;
         }
-        if self.git_dir.join("hooks.restored").exists() {
-            let why = "hooks came back asleep, as hooks.restored; restoreHooks: true wakes them".to_owned();
-            self.restored.losses.push(Loss { what: self.one.folder.to_string(), why });
+        self.wake_hooks()
+    }
+
+    /// Hooks come back asleep, because they are programs; git's own samples are asleep anyway.
+    fn wake_hooks(&mut self) -> Result<()> {
+        let asleep = self.git_dir.join("hooks.restored");
+        let Ok(entries) = fs::read_dir(&asleep) else { return Ok(()) };
+        let is_sample = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "sample");
+        let only_samples = entries.flatten().all(|entry| is_sample(&entry));
+        if self.inner.settings.restore_hooks || only_samples {
+            let awake = self.git_dir.join("hooks");
+            return fs::rename(&asleep, &awake).or_io(|| format!("cannot move hooks to {}", awake.display()));
         }
+        let why = "hooks came back asleep, as hooks.restored; restoreHooks: true wakes them".to_owned();
+        self.restored.losses.push(Loss { what: self.one.folder.to_string(), why });
         Ok(())
     }
 
