@@ -6,16 +6,13 @@ use std::path::Path;
 pub fn run(root: &Path) -> Result<(), String> {
     let folder = root.join("generated");
     std::fs::create_dir_all(&folder).map_err(|error| format!("generated: {error}"))?;
-    let mut files = vec![
-        ("platform.schema.json".to_owned(), stillpoint_core::schema::platform()),
-        ("statefile.schema.json".to_owned(), stillpoint_core::schema::statefile()),
+    let files = [
+        ("platform.schema.json", stillpoint_core::schema::platform()),
+        ("statefile.schema.json", stillpoint_core::schema::statefile()),
     ];
-    for driver in stillpoint_drivers::REGISTRY {
-        files.push((format!("driver-{}.schema.json", driver.name), (driver.schema)()));
-    }
     for (name, schema) in files {
         let text = serde_json::to_string_pretty(&schema).map_err(|error| format!("{name}: {error}"))? + "\n";
-        std::fs::write(folder.join(&name), text).map_err(|error| format!("{name}: {error}"))?;
+        std::fs::write(folder.join(name), text).map_err(|error| format!("{name}: {error}"))?;
         println!("generated/{name}");
     }
     Ok(())

@@ -13,7 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "stillpoint",
         &["stillpoint-core", "stillpoint-repo", "stillpoint-drivers", "stillpoint-engine", "stillpoint-testkit"],
     ),
-    ("xtask", &["stillpoint-core", "stillpoint-testkit", "stillpoint-drivers"]),
+    ("xtask", &["stillpoint-core", "stillpoint-testkit"]),
 ];
 
 /// What every crate may use in its tests, besides the table.

@@ -36,7 +36,7 @@ pub fn check(sources: &[Source], exceptions: &mut Exceptions) -> Vec<String> {
 }
 
 /// The text before the file's own test module.
-fn without_tests(text: &str) -> &str {
+pub fn without_tests(text: &str) -> &str {
     text.find("#[cfg(test)]\nmod ").map_or(text, |end| &text[..end])
 }
 
