@@ -2,6 +2,7 @@
 
 mod bucket_screens;
 mod config_screens;
+mod frozen;
 mod help;
 mod secrets;
 mod support;
