@@ -4,11 +4,14 @@
 //! takes a lock looks for conflicting ones, writes its own, and looks again: of two that begin at
 //! once at least one sees the other. A lock is refreshed every five minutes by writing it anew, and
 //! counts no more when it is 30 minutes old or when its process is known to be dead.
+//!
+//! A machine that sleeps refreshes nothing. So a holder believes in its lock only while its file is
+//! there and the last refresh is young by a clock that runs on during sleep.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use stillpoint_core::error::{Error, Kind, Result};
 
@@ -26,6 +29,9 @@ const RETRY_EVERY: Duration = Duration::from_secs(20);
 const STALE_AFTER: Duration = Duration::from_secs(30 * 60);
 /// The age of the last refresh at which the holder itself stops to believe in its lock.
 const LOST_AFTER: Duration = Duration::from_secs(25 * 60);
+/// For how long a look at the own file is good, so that whoever asks before each of many deletions
+/// does not pay for a look each time.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Whether a lock is held alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,16 +53,42 @@ pub(crate) struct HeldLock {
 struct Shared {
     repository: Repository,
     mode: Mode,
-    /// The file that is the lock now; `None` once released.
-    file: Mutex<Option<Id>>,
+    /// `None` once released.
+    held: Mutex<Option<Held>>,
     wake: Condvar,
     lost: AtomicBool,
+}
+
+/// The file that is the lock now.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    file: Id,
+    /// When its writing began.
+    refreshed: Awake,
+    /// When [`HeldLock::check`] last saw that it is there.
+    seen: Option<Awake>,
+}
+
+/// An instant of the clock that runs on while the machine sleeps.
+#[derive(Debug, Clone, Copy)]
+struct Awake(Duration);
+
+impl Awake {
+    fn now() -> Self {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Self(Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default()))
+    }
+
+    fn elapsed(self) -> Duration {
+        Self::now().0.saturating_sub(self.0)
+    }
 }
 
 impl HeldLock {
     /// Takes a lock, or fails with `Locked` and says who holds the one in the way.
     pub(crate) fn acquire(repository: &Repository, mode: Mode) -> Result<Self> {
         refuse_conflicts(repository, mode, None)?;
+        let refreshed = Awake::now();
         let file = write(repository, mode)?;
         if let Err(error) = refuse_conflicts(repository, mode, Some(file)) {
             repository.depot().delete(&FileKind::Lock.name(&file))?;
@@ -65,7 +97,7 @@ impl HeldLock {
         let shared = Arc::new(Shared {
             repository: repository.clone(),
             mode,
-            file: Mutex::new(Some(file)),
+            held: Mutex::new(Some(Held { file, refreshed, seen: None })),
             wake: Condvar::new(),
             lost: AtomicBool::new(false),
         });
@@ -77,12 +109,24 @@ impl HeldLock {
         Ok(Self { shared, refresher: Some(refresher) })
     }
 
-    /// Fails with `Locked` if the lock could not be refreshed for so long that others may have
-    /// taken it for stale. Asked before anything is made to refer to what was written.
+    /// Fails with `Locked` if others may have taken the lock for stale: its file is gone, or it was not
+    /// refreshed for long. Asked before anything is made to refer to what was written, and before
+    /// anything is deleted.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.shared.lost.load(Ordering::Acquire) {
-            let message = "the repository's lock could not be refreshed for 25 minutes, others may have pruned since";
-            return Err(Error::new(Kind::Locked, message));
+        let shared = &self.shared;
+        let mut held = shared.lock();
+        let Some(held) = held.as_mut() else { return Err(Error::internal("a lock that was released is asked for")) };
+        if shared.lost.load(Ordering::Acquire) || held.refreshed.elapsed() > LOST_AFTER {
+            shared.lost.store(true, Ordering::Release);
+            return Err(lost());
+        }
+        if held.seen.is_none_or(|seen| seen.elapsed() > LOOK_EVERY) {
+            let looked = Awake::now();
+            if !shared.is_there(&held.file)? {
+                shared.lost.store(true, Ordering::Release);
+                return Err(lost());
+            }
+            held.seen = Some(looked);
         }
         Ok(())
     }
@@ -94,11 +138,11 @@ impl HeldLock {
 
     fn let_go(&mut self) -> Result<()> {
         let Some(refresher) = self.refresher.take() else { return Ok(()) };
-        let file = self.shared.lock_file().take();
+        let held = self.shared.lock().take();
         self.shared.wake.notify_all();
         let joined = refresher.join().map_err(|_| Error::internal("the thread that keeps the lock panicked"));
-        if let Some(file) = file {
-            self.shared.repository.depot().delete(&FileKind::Lock.name(&file))?;
+        if let Some(held) = held {
+            self.shared.repository.depot().delete(&FileKind::Lock.name(&held.file))?;
         }
         joined
     }
@@ -114,26 +158,28 @@ impl Drop for HeldLock {
 }
 
 impl Shared {
-    fn lock_file(&self) -> std::sync::MutexGuard<'_, Option<Id>> {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refreshes until the file is taken away.
+    fn is_there(&self, file: &Id) -> Result<bool> {
+        Ok(self.repository.depot().stat(&FileKind::Lock.name(file))?.is_some())
+    }
+
+    /// Refreshes until the lock is released. A lock that was lost once is never believed in again.
     fn keep(&self) {
-        let mut refreshed = Instant::now();
         let mut wait = REFRESH_EVERY;
-        let mut file = self.lock_file();
-        while file.is_some() {
-            let (guard, timeout) = self.wake.wait_timeout(file, wait).unwrap_or_else(PoisonError::into_inner);
-            file = guard;
-            let Some(old) = *file else { return };
-            if !timeout.timed_out() {
+        let mut held = self.lock();
+        while held.is_some() {
+            let (guard, timeout) = self.wake.wait_timeout(held, wait).unwrap_or_else(PoisonError::into_inner);
+            held = guard;
+            let Some(old) = *held else { return };
+            if !timeout.timed_out() || self.lost.load(Ordering::Acquire) {
                 continue;
             }
             match self.refresh(&old) {
                 Ok(new) => {
-                    *file = Some(new);
-                    refreshed = Instant::now();
+                    *held = Some(new);
                     wait = REFRESH_EVERY;
                 }
                 Err(error) => {
@@ -141,17 +187,44 @@ impl Shared {
                     wait = RETRY_EVERY;
                 }
             }
-            if refreshed.elapsed() > LOST_AFTER {
-                self.lost.store(true, Ordering::Release);
-            }
         }
     }
 
-    fn refresh(&self, old: &Id) -> Result<Id> {
-        let new = write(&self.repository, self.mode)?;
-        self.repository.depot().delete(&FileKind::Lock.name(old))?;
-        Ok(new)
+    /// Writes the lock anew. The new file is there before it is asked whether the old one still is: so
+    /// at every instant one of them was, or the lock is lost.
+    fn refresh(&self, old: &Held) -> Result<Held> {
+        if old.refreshed.elapsed() > LOST_AFTER {
+            self.lost.store(true, Ordering::Release);
+            return Err(lost());
+        }
+        let refreshed = Awake::now();
+        let file = write(&self.repository, self.mode)?;
+        let new = FileKind::Lock.name(&file);
+        match self.is_there(&old.file) {
+            Ok(true) => {}
+            Ok(false) => {
+                self.lost.store(true, Ordering::Release);
+                self.repository.depot().delete(&new)?;
+                return Err(lost());
+            }
+            Err(error) => {
+                self.repository.depot().delete(&new)?;
+                return Err(error);
+            }
+        }
+        if let Err(error) = self.repository.depot().delete(&FileKind::Lock.name(&old.file)) {
+            // The new one holds. Whether the old one went cannot be told; it becomes stale by itself.
+            tracing::warn!(%error, "the repository's former lock could not be removed");
+        }
+        Ok(Held { file, refreshed, seen: None })
     }
+}
+
+fn lost() -> Error {
+    let message = "the repository's lock was lost, others may have pruned since";
+    Error::new(Kind::Locked, message).status(stillpoint_core::Status::Temporary).hint(
+        "the machine slept, the bucket could not be reached for 25 minutes, or someone removed the lock; run it again",
+    )
 }
 
 fn write(repository: &Repository, mode: Mode) -> Result<Id> {
@@ -280,11 +353,51 @@ mod tests {
     fn a_refreshed_lock_is_one_lock() {
         let repository = repository();
         let lock = HeldLock::acquire(&repository, Mode::Shared).unwrap();
-        let old = lock.shared.lock_file().unwrap();
-        *lock.shared.lock_file() = Some(lock.shared.refresh(&old).unwrap());
+        let old = lock.shared.lock().unwrap();
+        *lock.shared.lock() = Some(lock.shared.refresh(&old).unwrap());
         assert_eq!(locks(&repository), 1);
-        assert_ne!(*lock.shared.lock_file(), Some(old));
+        assert_ne!(lock.shared.lock().unwrap().file, old.file);
+        lock.check().unwrap();
         drop(lock);
         assert_eq!(locks(&repository), 0);
+    }
+
+    #[test]
+    fn a_lock_that_others_removed_is_lost_for_good() {
+        let repository = repository();
+        let lock = HeldLock::acquire(&repository, Mode::Shared).unwrap();
+        let old = lock.shared.lock().unwrap();
+        repository.depot().delete(&FileKind::Lock.name(&old.file)).unwrap();
+        assert_eq!(lock.shared.refresh(&old).unwrap_err().kind(), Kind::Locked);
+        assert_eq!(locks(&repository), 0);
+        assert_eq!(lock.check().unwrap_err().kind(), Kind::Locked);
+    }
+
+    #[test]
+    fn a_lock_that_was_not_refreshed_for_long_is_lost_even_if_its_file_is_there() {
+        let repository = repository();
+        let lock = HeldLock::acquire(&repository, Mode::Shared).unwrap();
+        let mut old = lock.shared.lock().unwrap();
+        let slept = LOST_AFTER + Duration::from_secs(1);
+        let Some(before) = old.refreshed.0.checked_sub(slept) else { return }; // The machine is younger.
+        old.refreshed = Awake(before);
+        *lock.shared.lock() = Some(old);
+        assert_eq!(lock.check().unwrap_err().kind(), Kind::Locked);
+        assert_eq!(lock.shared.refresh(&old).unwrap_err().kind(), Kind::Locked);
+    }
+
+    #[test]
+    fn a_backup_whose_lock_was_removed_writes_no_snapshot() {
+        let repository = repository();
+        let backup = repository.begin(crate::BackupOptions::default()).unwrap();
+        let name = stillpoint_core::id::StoreName::new("meta").unwrap();
+        backup.store(&name, None).unwrap().finish().unwrap();
+        for id in unpacked::list(repository.depot(), FileKind::Lock).unwrap() {
+            repository.depot().delete(&FileKind::Lock.name(&id)).unwrap();
+        }
+        let (tags, paths) = (Vec::new(), Vec::new());
+        let meta = crate::SnapshotMeta { time: jiff::Timestamp::now(), hostname: String::new(), tags, paths };
+        assert_eq!(backup.finish(meta).unwrap_err().kind(), Kind::Locked);
+        assert!(repository.snapshots().unwrap().is_empty());
     }
 }
