@@ -35,7 +35,7 @@ pub struct Options {
     /// Only this store; may be given several times.
     #[arg(long = "store", value_name = "STORE")]
     stores: Vec<String>,
-    /// Only this part of a store: a path, a key prefix, a table.
+    /// Only this part of a store: a path or a key prefix.
     #[arg(long = "part", value_name = "STORE:PATH")]
     parts: Vec<String>,
     /// Overwrite what an earlier restore into the same environment left.

@@ -22,7 +22,7 @@ use crate::app::{App, Outcome};
 Examples:
   stillpoint restore latest --to /tmp/r        each store in /tmp/r/STORE
   stillpoint restore k3f9 --into staging       as `targets` in platform.yaml describes it
-  stillpoint restore --store meta --part meta:tables/models --to /tmp/r
+  stillpoint restore --store models --part models:churn/7 --to /tmp/r
   stillpoint restore --store meta --in-place --confirm /srv/meta.db")]
 pub struct Arguments {
     #[command(flatten)]
