@@ -136,7 +136,7 @@ impl Work<'_> {
         refuse_links(&place.path, &folder)?;
         fs::create_dir_all(&folder).or_io(|| format!("cannot make `{}`", folder.display()))?;
         let target = folder.join(OsStr::from_bytes(last));
-        let beside = Beside::make(&place.path.join("part"), self.request)?;
+        let mut beside = Beside::make(&place.path.join("part"), self.request)?;
         let made = beside.path.join("part");
         match &node.kind {
             NodeKind::Dir => self.extract(&in_tree, &made)?,
@@ -152,8 +152,19 @@ impl Work<'_> {
             let kept = place.path.join(format!("{OWN_PREFIX}before-{}", self.request.restore));
             fs::create_dir_all(&kept).or_io(|| format!("cannot make `{}`", kept.display()))?;
             let kept = kept.join(OsStr::from_bytes(last));
-            rename(&target, &kept)?;
+            if fs::symlink_metadata(&kept).is_ok() {
+                return Err(Error::new(Kind::AlreadyExists, format!("`{}` is there already", kept.display())));
+            }
+            // Not exchanged: the old content must not come into a folder that a later try removes.
+            in_two_steps(&made, &target, &kept).map_err(|swap| match swap {
+                Swap::Undone(error) => error,
+                Swap::Open(error) => {
+                    beside.is_disposable = false;
+                    error
+                }
+            })?;
             self.restored.kept_old.push(kept.display().to_string());
+            return Ok(self.restored);
         }
         rename(&made, &target)?;
         Ok(self.restored)
@@ -276,13 +287,19 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).or_io(|| format!("cannot rename `{}` to `{}`", from.display(), to.display()))
 }
 
-/// A folder on the same file system as the target, filled before it is swapped in. Removed with
-/// all it holds if the restore does not come to that.
+/// A folder on the same file system as the target, filled before it is swapped in.
+///
+/// It has two names. Under the first it is filled; what bears it was never in use and may be removed
+/// with all it holds. Before anything of the target can come into it, it takes the second one;
+/// what bears that may be the only copy of the old content, and is never removed.
 struct Beside {
     path: PathBuf,
+    /// The second name; for a mount point, whose old content never comes into the folder, unused.
+    swap_path: PathBuf,
     /// Whether the target is a mount point: it cannot be renamed, its content is swapped instead.
     is_within: bool,
-    is_done: bool,
+    /// Whether all that the folder holds was loaded by this restore.
+    is_disposable: bool,
 }
 
 impl Beside {
@@ -293,52 +310,73 @@ impl Beside {
         // What cannot be renamed, or only by others, is filled from within.
         let is_within = is_mount_point(target) || (target.is_dir() && !is_writable(parent));
         let home = if is_within { target } else { parent };
-        let path = home.join(format!("{OWN_PREFIX}{name}-{}", request.restore));
-        // Left by an attempt of the same restore that died: nothing in it was ever in use.
+        let path = home.join(format!("{OWN_PREFIX}loading-{name}-{}", request.restore));
+        let swap_path = home.join(format!("{OWN_PREFIX}{name}-{}", request.restore));
+        if fs::symlink_metadata(&swap_path).is_ok() {
+            return Err(Error::new(Kind::AlreadyExists, format!("`{}` is there already", swap_path.display())).hint(
+                format!(
+                    "a restore died while it put it in place: it may hold the old content of `{}`; compare the two, \
+                     then move it away",
+                    target.display()
+                ),
+            ));
+        }
+        // Left by an attempt of the same restore that died: under this name nothing was ever in use.
         if path.is_dir() {
             fs::remove_dir_all(&path).or_io(|| format!("cannot remove `{}`", path.display()))?;
         }
         fs::create_dir(&path).or_io(|| format!("cannot make `{}`", path.display()))?;
-        Ok(Self { path, is_within, is_done: false })
+        Ok(Self { path, swap_path, is_within, is_disposable: true })
     }
 
     /// Puts the folder in the target's place; returns where the old content is, if there was any.
     fn swap_in(mut self, target: &Path, request: &RestoreRequest) -> Result<Option<String>> {
         sync(&self.path)?;
         let kept = if self.is_within { self.swap_within(target, request)? } else { self.swap_beside(target, request)? };
-        self.is_done = !self.is_within;
         sync(target)?;
         Ok(kept)
     }
 
-    fn swap_beside(&self, target: &Path, request: &RestoreRequest) -> Result<Option<String>> {
+    fn swap_beside(&mut self, target: &Path, request: &RestoreRequest) -> Result<Option<String>> {
+        rename(&self.path, &self.swap_path)?;
+        self.path.clone_from(&self.swap_path);
+        // A crash from here on must not be able to bring the first name back.
+        sync(self.path.parent().unwrap_or(&self.path))?;
         let held = if target.is_dir() { names(target)? } else { Vec::new() };
         if held.iter().all(|name| is_own(name)) {
-            // A stamp that is there already stays. Empty, the directory may be renamed over.
-            for name in &held {
-                rename(&target.join(name), &self.path.join(name))?;
-            }
-            return rename(&self.path, target).map(|()| None);
+            return self.replace_empty(target, &held).map(|()| None);
         }
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kept = target.with_file_name(format!("{name}.before-{}", request.restore));
         if fs::symlink_metadata(&kept).is_ok() {
             return Err(Error::new(Kind::AlreadyExists, format!("`{}` is there already", kept.display())));
         }
-        match renameat_with(CWD, &self.path, CWD, target, RenameFlags::EXCHANGE) {
-            Ok(()) => rename(&self.path, &kept)?,
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                rename(target, &kept)?;
-                if let Err(error) = rename(&self.path, target) {
-                    rename(&kept, target)?;
-                    return Err(error);
-                }
-            }
-            Err(errno) => {
-                return Err(Error::io(format!("cannot swap `{}` in", target.display()), errno.into()));
+        self.is_disposable = false;
+        let exchanged = exchange(&self.path, target, &kept);
+        self.is_disposable = matches!(exchanged, Err(Swap::Undone(_)));
+        match exchanged {
+            Ok(()) => Ok(Some(kept.display().to_string())),
+            Err(Swap::Undone(error) | Swap::Open(error)) => Err(error),
+        }
+    }
+
+    /// Takes the place of a directory that holds nothing but our own names, which stay in it: they may
+    /// be a stamp, or what earlier restores kept.
+    fn replace_empty(&mut self, target: &Path, held: &[OsString]) -> Result<()> {
+        self.is_disposable = false;
+        let mut replaced = Ok(());
+        for name in held {
+            replaced = replaced.and_then(|()| rename(&target.join(name), &self.path.join(name)));
+        }
+        let Err(error) = replaced.and_then(|()| rename(&self.path, target)) else { return Ok(()) };
+        for name in held.iter().filter(|name| fs::symlink_metadata(self.path.join(name)).is_ok()) {
+            if rename(&self.path.join(name), &target.join(name)).is_err() {
+                let hint = format!("`{}` keeps what was in `{}`", self.path.display(), target.display());
+                return Err(error.hint(hint));
             }
         }
-        Ok(Some(kept.display().to_string()))
+        self.is_disposable = true;
+        Err(error)
     }
 
     /// Moves the old entries into a folder of ours and the new ones up; undone at the first failure.
@@ -372,10 +410,49 @@ impl Beside {
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        if !self.is_done {
+        if self.is_disposable {
             // What cannot be removed stays under a name of ours, which no drain takes for content.
             drop(fs::remove_dir_all(&self.path));
         }
+    }
+}
+
+/// Why a swap failed.
+#[derive(Debug)]
+enum Swap {
+    /// Everything is where it was.
+    Undone(Error),
+    /// It could not be taken back; the error says where what is.
+    Open(Error),
+}
+
+/// Puts `new` in the target's place and the target at `kept`, or leaves both where they were.
+fn exchange(new: &Path, target: &Path, kept: &Path) -> std::result::Result<(), Swap> {
+    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        // The old content has the new one's name now.
+        Ok(()) => rename(new, kept).map_err(|error| {
+            let undone = renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE);
+            taken_back(error, undone, new, target)
+        }),
+        Err(Errno::INVAL | Errno::NOSYS) => in_two_steps(new, target, kept),
+        Err(errno) => Err(Swap::Undone(Error::io(format!("cannot swap `{}` in", target.display()), errno.into()))),
+    }
+}
+
+/// The same without ever giving the old content the new one's name.
+fn in_two_steps(new: &Path, target: &Path, kept: &Path) -> std::result::Result<(), Swap> {
+    rename(target, kept).map_err(Swap::Undone)?;
+    rename(new, target).map_err(|error| taken_back(error, rustix::fs::rename(kept, target), kept, new))
+}
+
+fn taken_back(error: Error, undone: rustix::io::Result<()>, old: &Path, new: &Path) -> Swap {
+    match undone {
+        Ok(()) => Swap::Undone(error),
+        Err(errno) => Swap::Open(error.context("taking it back failed too", errno).hint(format!(
+            "the old content is in `{}`, the restored content in `{}`: rename them by hand",
+            old.display(),
+            new.display()
+        ))),
     }
 }
 
@@ -489,4 +566,71 @@ pub(super) fn read_stamp(checked: &Checked) -> Result<Option<Stamp>> {
             .hint("whoever wrote it must say to which environment this directory belongs")
             .source(error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder_with(path: &Path, content: &str) {
+        fs::create_dir(path).expect("mkdir");
+        fs::write(path.join("file"), content).expect("write");
+    }
+
+    fn content(path: &Path) -> String {
+        fs::read_to_string(path.join("file")).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_swap_that_cannot_keep_the_old_content_is_taken_back() {
+        let home = tempfile::tempdir().expect("a folder");
+        let (new, target) = (home.path().join("new"), home.path().join("target"));
+        folder_with(&new, "new");
+        folder_with(&target, "old");
+        // The rename to the kept name fails: its folder is absent.
+        let nowhere = home.path().join("absent/kept");
+        for swapped in [exchange(&new, &target, &nowhere), in_two_steps(&new, &target, &nowhere)] {
+            assert!(matches!(swapped, Err(Swap::Undone(_))), "{swapped:?}");
+            assert_eq!((content(&target), content(&new)), ("old".to_owned(), "new".to_owned()));
+        }
+        let kept = home.path().join("kept");
+        let swapped = in_two_steps(&home.path().join("absent"), &target, &kept);
+        assert!(matches!(swapped, Err(Swap::Undone(_))), "{swapped:?}");
+        assert_eq!((content(&target), kept.exists()), ("old".to_owned(), false));
+        exchange(&new, &target, &kept).expect("swaps");
+        assert_eq!((content(&target), content(&kept)), ("new".to_owned(), "old".to_owned()));
+    }
+
+    #[test]
+    fn a_folder_that_may_hold_the_old_content_is_refused_and_stays() {
+        let home = tempfile::tempdir().expect("a folder");
+        let target = home.path().join("store");
+        folder_with(&target, "half restored");
+        let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: "r1".to_owned() };
+        // A load that died is replaced.
+        let loading = home.path().join(".stillpoint-loading-store-r1");
+        folder_with(&loading, "half");
+        drop(Beside::make(&target, &request).expect("makes"));
+        assert!(!loading.exists());
+        // As a crash between the two renames leaves it.
+        let swapped = home.path().join(".stillpoint-store-r1");
+        folder_with(&swapped, "the original");
+        let refused = Beside::make(&target, &request).map(|_| ()).expect_err("refuses");
+        assert_eq!((refused.kind(), content(&swapped).as_str()), (Kind::AlreadyExists, "the original"));
+    }
+
+    #[test]
+    fn what_an_empty_directory_keeps_comes_back_when_it_cannot_be_replaced() {
+        let home = tempfile::tempdir().expect("a folder");
+        let target = home.path().join("store");
+        fs::create_dir(&target).expect("mkdir");
+        fs::write(target.join(STAMP), "{}").expect("write");
+        let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: "r1".to_owned() };
+        let mut beside = Beside::make(&target, &request).expect("makes");
+        // Written behind our back: the directory cannot be renamed over.
+        fs::write(target.join("late"), "x").expect("write");
+        beside.replace_empty(&target, &[STAMP.into()]).expect_err("is not empty");
+        drop(beside);
+        assert!(target.join(STAMP).exists() && target.join("late").exists());
+    }
 }
