@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use stillpoint_core::error::{Error, Kind, Result};
 
@@ -128,6 +129,18 @@ impl Repository {
         }
         snapshots.sort_by(|a, b| (a.time, &a.id).cmp(&(b.time, &b.id)));
         Ok(snapshots)
+    }
+
+    /// The ids of all snapshots, whether they can be read or not.
+    pub fn snapshot_ids(&self) -> Result<Vec<SnapshotId>> {
+        Ok(unpacked::list(self.depot(), FileKind::Snapshot)?.into_iter().map(SnapshotId::from).collect())
+    }
+
+    /// When the snapshot's file was written, as the depot says. For a copy that is not the snapshot's
+    /// own time. `None` if it is gone.
+    pub fn snapshot_written(&self, id: &SnapshotId) -> Result<Option<SystemTime>> {
+        let name = FileKind::Snapshot.name(&Id::parse(&id.0)?);
+        Ok(self.depot().stat(&name)?.map(|object| object.modified))
     }
 
     /// Where the repository lies.

@@ -3,10 +3,11 @@
 use serde::Serialize;
 use stillpoint_core::Result;
 use stillpoint_core::driver::Context;
+use stillpoint_core::error::Kind;
 use stillpoint_repo::{CheckRequest, Data, Suffering};
 
 use crate::open::Session;
-use crate::points;
+use crate::points::{self, Listing};
 
 /// What `check` found.
 #[derive(Debug, Serialize)]
@@ -40,9 +41,12 @@ pub struct SufferingPoint {
     pub paths_more: u64,
 }
 
-impl From<Suffering> for SufferingPoint {
-    fn from(suffering: Suffering) -> Self {
+impl SufferingPoint {
+    /// A snapshot that cannot be read shows no tags; its point is found by its statefile.
+    fn new(suffering: Suffering, listing: &Listing) -> Self {
         let point = suffering.tags.iter().find_map(|tag| tag.strip_prefix("point:")).map(str::to_owned);
+        let by_statefile = || listing.points.iter().find(|point| point.snapshot == suffering.snapshot.0);
+        let point = point.or_else(|| by_statefile().map(|point| point.point.to_string()));
         Self {
             point: point.unwrap_or_else(|| suffering.snapshot.to_string()),
             paths: suffering.paths,
@@ -56,30 +60,37 @@ pub fn run(session: &Session, data: Data, context: &Context) -> Result<CheckSumm
     let request = CheckRequest { data, ..CheckRequest::default() };
     let report = session.repository().check(&request, context)?;
     let listing = points::list(session.bucket().as_ref(), session.repository())?;
-    let snapshots = session.repository().snapshots()?;
+    let ids = session.repository().snapshot_ids()?;
     let mut errors = report.errors;
     for (name, error) in &listing.damaged {
         errors.push(format!("point {name}: {error}"));
     }
     let mut sound = 0;
     for point in &listing.points {
-        if snapshots.iter().any(|snapshot| snapshot.id.to_string() == point.snapshot) {
-            sound += 1;
+        let suffers = |suffering: &Suffering| suffering.snapshot.0 == point.snapshot && suffering.paths.is_empty();
+        if ids.iter().any(|id| id.0 == point.snapshot) {
+            // One whose snapshot cannot be read is among the errors already.
+            sound += usize::from(!report.suffering.iter().any(suffers));
         } else {
             errors.push(format!("point {}: its snapshot {} is not in the repository", point.point, point.snapshot));
         }
     }
     let mut leftovers = report.notes;
-    let unused = snapshots
-        .iter()
-        .filter(|snapshot| snapshot.tags.iter().any(|tag| tag == "stillpoint"))
-        .filter(|snapshot| listing.points.iter().all(|point| point.snapshot != snapshot.id.to_string()))
-        .map(|snapshot| format!("snapshot {} belongs to no point", snapshot.id));
-    leftovers.extend(unused);
+    for id in ids.iter().filter(|id| listing.points.iter().all(|point| point.snapshot != id.0)) {
+        match session.repository().snapshot(id) {
+            Ok(snapshot) if snapshot.tags.iter().any(|tag| tag == "stillpoint") => {
+                leftovers.push(format!("snapshot {id} belongs to no point"));
+            }
+            Ok(_) => {}
+            // Forgotten meanwhile, or damaged, which is among the errors already.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt | Kind::Unsupported) => {}
+            Err(error) => return Err(error),
+        }
+    }
     Ok(CheckSummary {
         bucket: session.bucket().location(),
         errors,
-        suffering: report.suffering.into_iter().map(SufferingPoint::from).collect(),
+        suffering: report.suffering.into_iter().map(|suffering| SufferingPoint::new(suffering, &listing)).collect(),
         leftovers,
         points: sound,
         packs: report.packs,

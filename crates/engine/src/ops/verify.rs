@@ -5,7 +5,7 @@ use stillpoint_core::Result;
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind};
 use stillpoint_core::statefile::Statefile;
-use stillpoint_repo::{CheckRequest, Data};
+use stillpoint_repo::{CheckRequest, Data, SnapshotId};
 
 use crate::open::Session;
 use crate::points;
@@ -33,16 +33,14 @@ pub fn run(session: &Session, name: &str, data: Data, context: &Context) -> Resu
     let listing = points::list(session.bucket().as_ref(), session.repository())?;
     let platform = session.platform();
     let statefile = listing.find(name, &platform.platform, &platform.environment)?.clone();
-    let snapshots = session.repository().snapshots()?;
-    let snapshot =
-        snapshots.iter().find(|snapshot| snapshot.id.to_string() == statefile.snapshot).ok_or_else(|| {
-            Error::new(
-                Kind::Corrupt,
-                format!("the snapshot {} of the point is not in the repository", statefile.snapshot),
-            )
+    let id = SnapshotId::parse(&statefile.snapshot)?;
+    // Only this one: another point's damaged snapshot says nothing about this point.
+    let snapshot = session.repository().snapshot(&id).map_err(|error| match error.kind() {
+        Kind::NotFound => Error::new(Kind::Corrupt, format!("the snapshot {id} of the point is not in the repository"))
             .context("point", &statefile.point)
-            .hint("someone forgot it with another tool; older points are not concerned")
-        })?;
+            .hint("someone forgot it with another tool; older points are not concerned"),
+        _ => error.context("point", &statefile.point),
+    })?;
     let mut errors = Vec::new();
     for store in statefile.stores.keys() {
         if session.repository().tree(&snapshot.id, Some(store))?.is_none() {

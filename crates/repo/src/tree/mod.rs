@@ -210,7 +210,7 @@ impl Repository {
     }
 
     /// Reads one snapshot.
-    pub(crate) fn snapshot(&self, id: &SnapshotId) -> Result<crate::Snapshot> {
+    pub fn snapshot(&self, id: &SnapshotId) -> Result<crate::Snapshot> {
         let file = Id::parse(&id.0)?;
         let json = self.load(FileKind::Snapshot, &file)?;
         crate::format::snapshot::SnapshotJson::parse(&json)?.named(id.clone())
