@@ -163,6 +163,12 @@ fn copies_stand_on_their_own() {
         (again["copied"].as_array().map(Vec::len), again["present"].as_array().map(Vec::len)),
         (Some(0), Some(2))
     );
+    // What a prune leaves at the place of a point whose copy was interrupted.
+    let void = br#"{"schema":"stillpoint.dev/void/v1","run":"0000000000"}"#;
+    let id = again["present"][0].as_str().expect("an id");
+    std::fs::write(world.path(&format!("second/points/{id}/statefile.json")), void).expect("write");
+    let resumed = run(&[&copy[..], &["--json"]].concat()).json();
+    assert_eq!(resumed["copied"], serde_json::json!([id]), "{resumed}");
     std::fs::remove_dir_all(world.path("bucket")).expect("remove");
     world.edit(&world.path("bucket").display().to_string(), &other);
     world.edit("file:stillpoint.key", "env:OTHER");

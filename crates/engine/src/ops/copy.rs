@@ -143,6 +143,8 @@ fn copy_one(
     point: &Statefile,
     context: &Context,
 ) -> Result<u64> {
+    let name = points::object_name(point.point.as_str());
+    let mode = place(target, bucket, point, &name)?;
     let source = SnapshotId::parse(&point.snapshot)?;
     let report = session.repository().copy_to(target, std::slice::from_ref(&source), context)?;
     let (_, copied) = report
@@ -154,6 +156,27 @@ fn copy_one(
     statefile.authentication = points::authentication(target, &statefile)?;
     let bytes = serde_json::to_vec_pretty(&statefile)
         .map_err(|error| Error::internal("a statefile does not serialize").source(error))?;
-    bucket.write(&points::object_name(point.point.as_str()), &[&bytes], &WriteMode::Create)?;
+    bucket.write(&name, &[&bytes], &mode)?;
     Ok(report.bytes_stored)
+}
+
+/// How the point's place at the target is taken. After an interrupted copy a prune there may have
+/// marked it as given up, and may be about to forget the snapshot that the copy had left: that one is
+/// not built on, a new one is written.
+fn place(target: &Repository, bucket: &dyn Depot, point: &Statefile, name: &str) -> Result<WriteMode> {
+    let version = match bucket.read(name) {
+        Ok((bytes, version)) if Statefile::is_void(&bytes) => version,
+        // What else is there makes the write fail.
+        Ok(_) => return Ok(WriteMode::Create),
+        Err(error) if error.kind() == Kind::NotFound => return Ok(WriteMode::Create),
+        Err(error) => return Err(error),
+    };
+    let tag = format!("point:{}", point.point);
+    let left = target.snapshots()?.into_iter().filter(|snapshot| snapshot.tags.contains(&tag));
+    target.forget(&left.map(|snapshot| snapshot.id).collect::<Vec<_>>())?;
+    match version {
+        Some(version) if bucket.capability().conditional_update => Ok(WriteMode::Update(version)),
+        // Nobody but a copy of the same point writes here, and it writes as good a statefile.
+        _ => Ok(WriteMode::Replace),
+    }
 }

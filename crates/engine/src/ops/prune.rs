@@ -78,11 +78,17 @@ fn abandoned(session: &Session, now: Timestamp) -> Result<Vec<Snapshot>> {
     let mut found = Vec::new();
     for snapshot in session.repository().snapshots()? {
         let ours = snapshot.tags.iter().any(|tag| tag == "stillpoint");
-        if ours && now.duration_since(snapshot.time) > ABANDONED_AFTER && !has_point(session, &snapshot)? {
+        if ours && now.duration_since(made(session, &snapshot)?) > ABANDONED_AFTER && !has_point(session, &snapshot)? {
             found.push(snapshot);
         }
     }
     Ok(found)
+}
+
+/// When the snapshot came here: a copy's own time is that of its original.
+fn made(session: &Session, snapshot: &Snapshot) -> Result<Timestamp> {
+    let written = session.repository().snapshot_written(&snapshot.id)?.and_then(|at| Timestamp::try_from(at).ok());
+    Ok(written.map_or(snapshot.time, |written| written.max(snapshot.time)))
 }
 
 /// Whether anything but the mark of a lost run lies where the snapshot's point would be, readable
