@@ -32,7 +32,7 @@ pub struct Arguments {
     confirm: Vec<String>,
 }
 
-/// Runs the verb. Exit code 7 if what was restored is not proven.
+/// Runs the verb. Exit code 7 if something was not restored, or is not what it must be.
 pub fn run(arguments: &Arguments, app: &App) -> Result<Outcome> {
     let (plan, hash) = read(&arguments.plan)?;
     if let Some(reviewed) = &arguments.hash
@@ -66,7 +66,7 @@ fn read(file: &Path) -> Result<(RestorePlan, PlanHash)> {
 
 /// What came of a restore, for `apply` and `restore`.
 pub fn outcome(report: &RestoreReport) -> Result<Outcome> {
-    let exit = if report.proven { exit::DONE } else { exit::UNPROVEN };
+    let exit = if report.proven || report.restored { exit::DONE } else { exit::UNPROVEN };
     Outcome::with(exit, screen(report), report)
 }
 
@@ -93,6 +93,8 @@ fn screen(report: &RestoreReport) -> String {
     }
     if report.proven {
         text.push_str(&format!("proven in {elapsed}: every store equals the point\n"));
+    } else if report.restored {
+        text.push_str(&format!("restored in {elapsed}, not compared: only whole stores are compared with the point\n"));
     } else {
         text.push_str(&render::last_line("NOT proven: do not use what was restored.", exit::UNPROVEN));
     }

@@ -123,8 +123,12 @@ pub struct RestoreReport {
     pub point: PointId,
     /// The environment that the copy belongs to.
     pub environment: EnvironmentName,
-    /// Everything is restored, equal to the point, and no reference leads nowhere.
+    /// Every store is restored and compared with the point: equal; and no reference leads nowhere.
     pub proven: bool,
+    /// Every store is restored, and nothing is known to be wrong. Without `proven`: a part of a store
+    /// was asked for, and parts are not compared.
+    #[serde(default)]
+    pub restored: bool,
     /// The stores, in the order of the plan.
     pub stores: Vec<StoreReport>,
     /// References, evaluated on the restored stores.
@@ -175,6 +179,7 @@ pub async fn run(
         point: plan.point.clone(),
         environment: plan.target_environment.clone(),
         proven: false,
+        restored: false,
         stores,
         references: Vec::new(),
         notes: plan.warnings.clone(),
@@ -185,11 +190,10 @@ pub async fn run(
             .notes
             .push("an earlier attempt may have kept the originals beside the stores; see its journal".to_owned());
     }
-    let mut proven = report.stores.iter().all(StoreReport::is_good);
-    if proven {
-        proven = check_references(session, plan, &ready, &mut report, cancel).await?;
+    if report.stores.iter().all(StoreReport::is_good) {
+        report.restored = check_references(session, plan, &ready, &mut report, cancel).await?;
     }
-    report.proven = proven;
+    report.proven = report.restored && report.stores.iter().all(|store| store.status == StoreStatus::Proven);
     report.elapsed_millis = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (record, ended) = (Arc::clone(scene.record()), report.clone());
     on_thread("restore journal", move || record.end(&ended)).await?;
@@ -236,7 +240,16 @@ async fn check_references(
     let whole = |store: &StoreName| plan.step(store).is_some_and(|step| step.part.is_none());
     for reference in &session.platform().references {
         let (from, to, kind) = (&reference.from, &reference.to, &reference.kind);
-        let (Some(source), Some(target)) = (ready.drivers.get(from), ready.drivers.get(to)) else { continue };
+        let (source, target) = match (ready.drivers.get(from), ready.drivers.get(to)) {
+            (Some(source), Some(target)) => (source, target),
+            (None, None) => continue,
+            (found, _) => {
+                let other = if found.is_some() { to } else { from };
+                let why = format!("`{other}` is not part of this restore");
+                report.notes.push(format!("references from `{from}` to `{to}` were not evaluated: {why}"));
+                continue;
+            }
+        };
         if !whole(from) || !whole(to) {
             report
                 .notes

@@ -102,9 +102,9 @@ impl Record {
                 record.head = Some(Head { restore, hash: hash.clone(), plan: plan.clone(), began_at });
                 return Ok(record);
             };
-            // A round that was proven is over; one that was not is gone on with.
+            // A round that restored all is over; one that did not is gone on with.
             let ended: Option<RestoreReport> = record.read("report.json")?;
-            if head.hash == *hash && !ended.is_some_and(|report| report.proven) {
+            if head.hash == *hash && !ended.is_some_and(|report| report.proven || report.restored) {
                 record.replay()?;
                 return Ok(record);
             }
