@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use stillpoint_core::Result;
 use stillpoint_core::error::{Error, Kind};
 use stillpoint_core::id::{EnvironmentName, PlatformName, PointId};
-use stillpoint_core::statefile::Statefile;
+use stillpoint_core::statefile::{Statefile, Verdict};
 use stillpoint_repo::Repository;
 use stillpoint_repo::depot::Depot;
 
@@ -47,8 +47,15 @@ impl Listing {
         self.points.iter().filter(move |point| point.platform == *platform && point.environment == *environment)
     }
 
-    /// Finds a point by id, by a unique prefix of at least 4 characters, or as `latest`: the
-    /// newest restorable point of this platform's environment.
+    /// The newest restorable point of one platform's environment; if none is restorable without
+    /// loss, the newest with named loss.
+    pub fn newest<'a>(&'a self, platform: &'a PlatformName, environment: &'a EnvironmentName) -> Option<&'a Statefile> {
+        let restorable = self.of(platform, environment).find(|point| point.verdict == Verdict::Restorable);
+        restorable.or_else(|| self.of(platform, environment).next())
+    }
+
+    /// Finds a point by id, by a unique prefix of at least 4 characters, or as `latest`: see
+    /// [`Listing::newest`]. A newer point with named loss is only found if it is named.
     ///
     /// # Errors
     /// `NotFound` with what there is; `Config` if the prefix is too short or not unique.
@@ -59,7 +66,7 @@ impl Listing {
         environment: &'a EnvironmentName,
     ) -> Result<&'a Statefile> {
         if text == "latest" {
-            return self.of(platform, environment).next().ok_or_else(|| self.none(platform, environment));
+            return self.newest(platform, environment).ok_or_else(|| self.none(platform, environment));
         }
         let matching: Vec<&Statefile> =
             self.points.iter().filter(|point| point.point.as_str().starts_with(text)).collect();

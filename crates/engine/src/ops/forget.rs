@@ -11,7 +11,7 @@ use stillpoint_core::error::{Error, Kind};
 use stillpoint_core::id::PointId;
 use stillpoint_core::platform::RetentionPolicy;
 use stillpoint_core::retention::{self, Candidate, Decision};
-use stillpoint_core::statefile::{Statefile, Verdict};
+use stillpoint_core::statefile::Statefile;
 use stillpoint_repo::SnapshotId;
 use stillpoint_repo::depot::Depot;
 
@@ -46,7 +46,8 @@ pub struct ForgetReport {
 /// Decides, and forgets unless it is a dry run.
 ///
 /// # Errors
-/// `Config` without rules or with a zone that is unknown; `Unproven` if a point that is named is
+/// `Config` without rules, with a zone that is unknown, or if a point that is named is another
+/// platform's or environment's; `Unproven` if a point that is named is
 /// the newest restorable one; `Corrupt` if a point is damaged: what it is worth cannot be told.
 pub fn run(session: &Session, request: &ForgetRequest, now: Timestamp) -> Result<ForgetReport> {
     let listing = points::list(session.bucket().as_ref(), session.repository())?;
@@ -62,9 +63,16 @@ pub fn run(session: &Session, request: &ForgetRequest, now: Timestamp) -> Result
         let named = request
             .points
             .iter()
-            .map(|name| Ok(listing.find(name, &platform.platform, &platform.environment)?.point.clone()))
+            .map(|name| {
+                let point = listing.find(name, &platform.platform, &platform.environment)?;
+                if points.iter().any(|ours| ours.point == point.point) {
+                    Ok(point.point.clone())
+                } else {
+                    Err(foreign(point))
+                }
+            })
             .collect::<Result<Vec<PointId>>>()?;
-        by_name(&points, &named)?
+        by_name(&points, listing.newest(&platform.platform, &platform.environment), &named)?
     };
     let leaving: Vec<&Statefile> = decisions
         .iter()
@@ -109,8 +117,13 @@ fn known_then(points: &[&Statefile], point: &Statefile, now: usize) -> usize {
     until.map(|other| other.stores.len()).max().unwrap_or(now).min(now)
 }
 
-fn by_name(points: &[&Statefile], named: &[PointId]) -> Result<Vec<Decision>> {
-    let newest = points.iter().find(|point| point.verdict == Verdict::Restorable).or(points.first());
+/// The bucket may hold points of others, with rules of their own.
+fn foreign(point: &Statefile) -> Error {
+    let message = format!("the point `{}` belongs to `{}` · `{}`", point.point, point.platform, point.environment);
+    Error::new(Kind::Config, message).hint("nothing was forgotten; forget it with the configuration of its platform")
+}
+
+fn by_name(points: &[&Statefile], newest: Option<&Statefile>, named: &[PointId]) -> Result<Vec<Decision>> {
     if let Some(newest) = newest.filter(|newest| named.contains(&newest.point)) {
         return Err(Error::new(Kind::Unproven, format!("`{}` is the newest restorable point", newest.point))
             .hint("make a newer one first: `stillpoint backup`"));
