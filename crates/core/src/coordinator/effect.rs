@@ -100,8 +100,8 @@ pub enum Action {
     },
     /// Write what is left of packs, the index and the snapshot. Answer: `SnapshotWritten`.
     WriteSnapshot,
-    /// Write the statefile, only if absent: the commit. Answer: `Done`. A `Failed` that is not
-    /// `certain` leads to `ReadStatefile`.
+    /// Write the statefile, only if absent: the commit. Answer: `Done`. A `Failed` leads to
+    /// `ReadStatefile` unless it is `certain`: refused before the write began.
     WriteStatefile,
     /// Find out whether this run's statefile is in the bucket. Answer: `StatefileRead`.
     ReadStatefile,

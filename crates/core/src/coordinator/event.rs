@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::effect::EffectId;
 use crate::capability::Probe;
 use crate::driver::{Drained, Pin};
-use crate::error::{Error, Kind, Status};
+use crate::error::{Error, Kind};
 use crate::position::Position;
 
 /// Microseconds on the engine's monotonic clock, from any fixed origin.
@@ -179,13 +179,14 @@ pub struct Failure {
     pub hint: Option<String>,
     /// The causes, outermost first.
     pub causes: Vec<String>,
-    /// Whether it is certain that the effect did not happen. False after time-outs and broken
-    /// connections. Only the writing of the statefile asks for it.
+    /// Whether it is certain that the effect did not happen. No error tells that by its kind: a
+    /// write can be in place and still end with a permanent error. So whoever refused before the
+    /// first call says it. Only the writing of the statefile asks for it.
     pub certain: bool,
 }
 
 impl Failure {
-    /// A failure that the machine itself finds.
+    /// A failure that the machine itself finds, or that the engine found before it did anything.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -230,9 +231,6 @@ impl From<&Error> for Failure {
             causes.push(inner.to_string());
             cause = inner.source();
         }
-        // Only a permanent answer of the service tells that nothing was done.
-        let unclear =
-            matches!(error.kind(), Kind::TimedOut | Kind::Unreachable | Kind::AlreadyExists | Kind::Cancelled);
         Self {
             kind: error.kind(),
             operation: error.operation_name().map(str::to_owned),
@@ -240,7 +238,7 @@ impl From<&Error> for Failure {
             message,
             hint: error.hint_text().map(str::to_owned),
             causes,
-            certain: error.status_value() == Status::Permanent && !unclear,
+            certain: false,
         }
     }
 }
@@ -281,10 +279,10 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_timed_out_is_not_certain_to_be_absent() {
-        assert!(!Failure::from(&Error::new(Kind::TimedOut, "t")).certain);
-        assert!(!Failure::from(&Error::new(Kind::Io, "t").temporary()).certain);
-        assert!(!Failure::from(&Error::new(Kind::AlreadyExists, "t")).certain);
-        assert!(Failure::from(&Error::new(Kind::PermissionDenied, "t")).certain);
+    fn no_error_proves_by_its_kind_that_nothing_was_written() {
+        for kind in [Kind::TimedOut, Kind::Io, Kind::AlreadyExists, Kind::PermissionDenied, Kind::Exhausted] {
+            assert!(!Failure::from(&Error::new(kind, "t")).certain, "{kind:?}");
+        }
+        assert!(Failure::new(Kind::Locked, "refused before the write").certain);
     }
 }

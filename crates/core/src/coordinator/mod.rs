@@ -40,8 +40,8 @@
 //! | CheckingPins | PinValid, last one | WritingSnapshot | WriteSnapshot |
 //! | WritingSnapshot | SnapshotWritten | Committing | WriteStatefile |
 //! | Committing | Done | Unwinding | Release for every store |
-//! | Committing | Failed, certainly absent | Unwinding | the undo of everything |
-//! | Committing | Failed, perhaps present | AskingForCommit | ReadStatefile |
+//! | Committing | Failed, refused before the write began | Unwinding | the undo of everything |
+//! | Committing | Failed in any other way, also permanently | AskingForCommit | ReadStatefile |
 //! | AskingForCommit | StatefileRead | Unwinding | Release for every store; the snapshot stays, because a late write may still land |
 //! | AskingForCommit | Failed | AskingForCommit | ReadStatefile again after a while, at most 5 times |
 //! | any before Committing | Failed, PinLost, Cancel, LeaseLost, named losses or missing references that are not accepted | Unwinding | Interrupt for all that is under way, and the undo of everything, the pause first |

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stillpoint_core::coordinator::Outcome;
+use stillpoint_core::coordinator::{Failure, Outcome};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::platform::Compression as Wanted;
 use stillpoint_core::statefile::Statefile;
@@ -118,7 +118,11 @@ impl Hands {
         let lease = locked(&self.lease).clone();
         let lease = lease.ok_or_else(|| Error::internal("the commit was asked for without a lease"))?;
         on_thread("commit", move || {
-            lease.check()?;
+            // What is refused here was certainly not written; any later error leaves that open.
+            if let Err(error) = lease.check() {
+                let refused = Failure::from(&error.operation("seal"));
+                return Ok(Outcome::Failed(Box::new(Failure { certain: true, ..refused })));
+            }
             let bytes = serde_json::to_vec_pretty(&statefile)
                 .map_err(|error| Error::internal("the statefile does not serialize").source(error))?;
             let name = points::object_name(statefile.point.as_str());
@@ -152,18 +156,36 @@ impl Hands {
         Ok(Outcome::Done)
     }
 
+    /// Removes the run's snapshot, unless its point was committed after all: a journal that lost its
+    /// last lines can owe this for a sealed run.
     pub(super) async fn remove_snapshot(self: Arc<Self>) -> Result<Outcome> {
         on_thread("remove snapshot", move || {
             let repository = self.session.repository();
             let tag = self.point_tag();
             let ours = repository.snapshots()?.into_iter().filter(|snapshot| snapshot.tags.contains(&tag));
             let ids: Vec<_> = ours.map(|snapshot| snapshot.id).collect();
-            if !ids.is_empty() {
+            if !ids.is_empty() && self.rule_out_commit()? {
                 repository.forget(&ids)?;
             }
             Ok(Outcome::Done)
         })
         .await
+    }
+
+    /// Takes the place of the commit, so that none can land there any more; `false` if anything but
+    /// such a mark is there already, readable or not.
+    fn rule_out_commit(&self) -> Result<bool> {
+        let name = points::object_name(self.head.point.as_str());
+        let bucket = self.session.bucket();
+        let mark = Statefile::void_mark(&self.head.run);
+        match bucket.write(&name, &[&mark], &WriteMode::Create) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == Kind::AlreadyExists => {
+                let (bytes, _) = bucket.read(&name)?;
+                Ok(Statefile::is_void(&bytes))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) async fn release_lease(self: Arc<Self>) -> Result<Outcome> {

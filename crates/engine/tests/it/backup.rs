@@ -276,6 +276,20 @@ async fn a_commit_whose_answer_is_lost_is_looked_up_and_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_in_place_although_its_write_failed_for_good_keeps_its_snapshot() {
+    let mut world = World::new("unsynced", &["a"]);
+    world.break_bucket(Arc::new(|name| {
+        let unsynced = || Error::io("cannot sync the directory", std::io::Error::other("disk"));
+        if name.ends_with("statefile.json") { WriteFault::WrittenBut(unsynced()) } else { WriteFault::None }
+    }));
+    let point = world.backup().await.expect("it is in place").statefile;
+    assert_eq!(world.listing().points[0].point, point.point);
+    assert_eq!(world.reopened().snapshots().expect("readable").len(), 1);
+    world.assert_points(1);
+    world.assert_nothing_held();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_failed_without_an_answer_and_is_not_there_is_no_point() {
     let mut world = World::new("unanswered", &["a"]);
     world.break_bucket(Arc::new(|name| {

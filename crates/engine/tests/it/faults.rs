@@ -168,6 +168,8 @@ pub enum WriteFault {
     Fail(Error),
     /// It is written, and the answer is lost.
     AnswerLost,
+    /// It is written, and the answer is this error.
+    WrittenBut(Error),
 }
 
 /// Asked at every write and delete, by the object's name.
@@ -198,6 +200,7 @@ impl Depot for FaultyBucket {
         match (self.plan)(name) {
             WriteFault::None => self.inner.write(name, parts, mode),
             WriteFault::Fail(error) => Err(error),
+            WriteFault::WrittenBut(error) => self.inner.write(name, parts, mode).and(Err(error)),
             WriteFault::AnswerLost => {
                 self.inner.write(name, parts, mode)?;
                 Err(Error::new(Kind::Unreachable, "the connection was reset while the answer was awaited").temporary())
@@ -217,6 +220,7 @@ impl Depot for FaultyBucket {
         match (self.plan)(name) {
             WriteFault::None => self.inner.delete(name),
             WriteFault::Fail(error) => Err(error),
+            WriteFault::WrittenBut(error) => self.inner.delete(name).and(Err(error)),
             WriteFault::AnswerLost => self.inner.delete(name),
         }
     }
