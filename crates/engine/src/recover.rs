@@ -137,12 +137,17 @@ async fn committed(hands: &Arc<Hands>) -> Result<Option<PointId>> {
     .await
 }
 
-/// Undoes every pause step, whatever the journal says.
+/// Undoes every pause step, whatever the journal says. One that fails does not keep the others from
+/// being undone; the first failure is told afterwards.
 async fn let_writers_go(hands: &Arc<Hands>) -> Result<()> {
+    let mut first_failure = None;
     for step in (0..hands.head.spec.pause_steps).rev() {
-        hands.resume(step).await?;
+        if let Err(error) = hands.resume(step).await {
+            tracing::warn!(run = %hands.head.run, step = step + 1, %error, "a pause step cannot be undone");
+            first_failure.get_or_insert(error);
+        }
     }
-    Ok(())
+    first_failure.map_or(Ok(()), Err)
 }
 
 /// A journal that went through the coordinator.
