@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stillpoint_core::coordinator::{
-    Action, Conclusion, Coordinator, Effect, Event, Happening, Micros, State, StatefileHead,
+    Action, Conclusion, Coordinator, Effect, Event, Failure, Happening, Micros, Outcome, State, StatefileHead,
 };
 use stillpoint_core::error::{Error, Result};
 use stillpoint_core::statefile::Statefile;
@@ -158,23 +158,61 @@ impl Run {
     /// the end.
     fn take(&mut self, happening: Happening, answers: &mpsc::UnboundedSender<Answer>) -> Result<Option<Conclusion>> {
         let event = Event::new(self.now(), happening);
+        let at = event.at;
         if let Err(error) = self.write_down(&event) {
             // Without a journal nothing new may begin. Undoing needs none: it can be repeated.
-            let stop = Happening::Cancel { reason: error.to_string() };
-            self.journal_error = Some(error);
-            self.journal = None;
-            let effects = self.step(Event::new(event.at, stop))?;
+            let effects = self.stop_without_journal(at, error)?;
             self.begin(effects, answers)?;
+            self.hands.copier.keep(Entry::Event(event.clone()));
         }
-        let effects = self.step(event)?;
+        let asked = self.step(event)?;
         if let Some(journal) = &mut self.journal
-            && !effects.is_empty()
+            && !asked.is_empty()
             && let Err(error) = journal.sync()
         {
+            return self.begin_without_journal(asked, at, error, answers);
+        }
+        self.begin(asked, answers)
+    }
+
+    /// Lets the coordinator end the run because its journal cannot be written any more.
+    fn stop_without_journal(&mut self, at: Micros, error: Error) -> Result<Vec<Effect>> {
+        if self.coordinator.state() == State::New {
+            return Err(error);
+        }
+        let stop = Event::new(at, Happening::Cancel { reason: error.to_string() });
+        self.journal_error = Some(error);
+        self.journal = None;
+        self.hands.copier.keep(Entry::Event(stop.clone()));
+        self.step(stop)
+    }
+
+    /// Ends the run after an event that may not survive a crash. Of what it `asked` for, only what
+    /// needs no journal begins; the rest is answered as failed, so that the coordinator goes on.
+    fn begin_without_journal(
+        &mut self,
+        asked: Vec<Effect>,
+        at: Micros,
+        error: Error,
+        answers: &mpsc::UnboundedSender<Answer>,
+    ) -> Result<Option<Conclusion>> {
+        let refused = Failure { certain: true, ..Failure::from(&error) };
+        let (harmless, never_begun): (Vec<_>, Vec<_>) =
+            asked.into_iter().partition(|effect| needs_no_journal(&effect.action));
+        if let Some(conclusion) = self.begin(harmless, answers)? {
             self.journal_error = Some(error);
             self.journal = None;
+            return Ok(Some(conclusion));
         }
-        self.begin(effects, answers)
+        let effects = self.stop_without_journal(at, error)?;
+        let conclusion = self.begin(effects, answers)?;
+        for effect in never_begun {
+            let outcome = Outcome::Failed(Box::new(refused.clone()));
+            if answers.send(Answer { effect: effect.id, outcome }).is_err() {
+                return Err(Error::internal("a run does not listen to its own answers"));
+            }
+        }
+        Ok(conclusion)
     }
 
     fn write_down(&mut self, event: &Event) -> Result<()> {
@@ -229,6 +267,33 @@ impl Run {
         statefile.authentication = points::authentication(self.hands.session.repository(), &statefile)?;
         self.statefile = Some(statefile.clone());
         Ok(statefile)
+    }
+}
+
+/// Whether an action may begin although the event that asked for it may be forgotten: it lets
+/// something go and can be repeated, only reads, or stops and ends what is there.
+fn needs_no_journal(action: &Action) -> bool {
+    match action {
+        Action::Resume { .. }
+        | Action::StopWatchdog
+        | Action::Release { .. }
+        | Action::AbandonBackup
+        | Action::RemoveSnapshot
+        | Action::ReleaseLease
+        | Action::ReadStatefile
+        | Action::Interrupt { .. }
+        | Action::Conclude { .. } => true,
+        Action::AcquireLease
+        | Action::Prepare { .. }
+        | Action::StartWatchdog { .. }
+        | Action::Pause { .. }
+        | Action::Observe { .. }
+        | Action::Pin { .. }
+        | Action::Drain { .. }
+        | Action::CheckReference { .. }
+        | Action::CheckPin { .. }
+        | Action::WriteSnapshot
+        | Action::WriteStatefile => false,
     }
 }
 
