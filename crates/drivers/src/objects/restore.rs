@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::sync_channel;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use sha2::{Digest, Sha256};
 use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored, Verification};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{self, Existing, ExtractOptions, Node, NodeKind, Tree, TreePath, check_name};
@@ -90,7 +91,18 @@ fn into_directory(
     // A mount point cannot be renamed over, but an empty one can be filled from within.
     let is_mount = request.mode == RestoreMode::Fresh && is_mount_point(&target, folder);
     let staging = if is_mount { &target } else { folder };
-    let staging = staging.join(format!(".tmp-stillpoint-restore-{}", request.restore));
+    // Sibling stores may be restored under one name: the target tells the folders apart.
+    let mark = hex::encode(&Sha256::digest(target.as_os_str().as_bytes())[..6]);
+    // What is being loaded was never in use; what is being put in place may be the old content.
+    let swapping = staging.join(format!(".tmp-stillpoint-restore-{}-{mark}", request.restore));
+    let staging = staging.join(format!(".tmp-stillpoint-loading-{}-{mark}", request.restore));
+    if std::fs::symlink_metadata(&swapping).is_ok() {
+        return Err(Error::new(Kind::AlreadyExists, format!("{} is there already", swapping.display())).hint(format!(
+            "a restore died while it put it in place: it may hold the old content of {}; compare the two, then move \
+             it away",
+            target.display()
+        )));
+    }
     context.check()?;
     let loaded = load(source, top, &staging, summary.escaped > 0).and_then(|restored| {
         context.check()?;
@@ -98,10 +110,14 @@ fn into_directory(
         if is_mount {
             return fill(&staging, &target, restored);
         }
-        swap(&staging, &target, &kept, occupied.is_some(), restored)
+        let what = || format!("cannot rename {}", staging.display());
+        std::fs::rename(&staging, &swapping).or_io(what)?;
+        // A crash from here on must not be able to bring the first name back.
+        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).or_io(what)?;
+        swap(&swapping, &target, &kept, occupied.is_some(), restored)
     });
     if loaded.is_err() {
-        // The failure is reported; what stays behind is replaced by the next try.
+        // The failure is reported; what stays behind under this name is replaced by the next try.
         remove(&staging).ok();
         remove(&with_ending(&staging, "-plain")).ok();
     }
@@ -211,34 +227,49 @@ fn rename_below(folder: &Path, plain: &Path, names: &mut Vec<Vec<u8>>, prefix: u
     Ok(())
 }
 
-/// Puts what was loaded in the target's place, at once, and keeps what was there.
-fn swap(staging: &Path, target: &Path, kept: &Path, occupied: bool, mut restored: Restored) -> Result<Restored> {
+/// Puts what was loaded in the target's place, at once, and keeps what was there. A failure leaves the
+/// target as it was, or names where its content is; only what was loaded is ever removed.
+fn swap(loaded: &Path, target: &Path, kept: &Path, occupied: bool, mut restored: Restored) -> Result<Restored> {
     let failed = |error: std::io::Error| {
         let busy = matches!(error.kind(), std::io::ErrorKind::ResourceBusy | std::io::ErrorKind::CrossesDevices);
         let error = Error::io(format!("cannot put {} in place", target.display()), error);
         if busy { error.hint("a mount point cannot be replaced: name a directory below it as `path`") } else { error }
     };
+    // Only where `loaded` surely holds what was loaded.
+    let discarded = |error: std::io::Error| {
+        remove(loaded).ok();
+        failed(error)
+    };
+    let taken_back = |error: std::io::Error, undone: rustix::io::Result<()>, old: &Path, new: &Path| match undone {
+        Ok(()) => discarded(error),
+        Err(errno) => failed(error).context("taking it back failed too", errno).hint(format!(
+            "the old content is in {}, the restored content in {}: rename them by hand",
+            old.display(),
+            new.display()
+        )),
+    };
+    let exchange = || renameat_with(CWD, loaded, CWD, target, RenameFlags::EXCHANGE);
     if std::fs::symlink_metadata(target).is_err() {
-        renameat_with(CWD, staging, CWD, target, RenameFlags::NOREPLACE).map_err(|error| failed(error.into()))?;
+        renameat_with(CWD, loaded, CWD, target, RenameFlags::NOREPLACE).map_err(|error| discarded(error.into()))?;
     } else {
-        match renameat_with(CWD, staging, CWD, target, RenameFlags::EXCHANGE) {
+        match exchange() {
             Ok(()) => {
-                // What was the target lies in the staging place now.
+                // What was the target has the other name now.
                 let is_empty = !occupied && {
-                    std::fs::remove_file(staging.join(STAMP_KEY)).ok();
-                    std::fs::remove_dir(staging).is_ok()
+                    std::fs::remove_file(loaded.join(STAMP_KEY)).ok();
+                    std::fs::remove_dir(loaded).is_ok()
                 };
                 if !is_empty {
-                    std::fs::rename(staging, kept).map_err(failed)?;
+                    std::fs::rename(loaded, kept).map_err(|error| taken_back(error, exchange(), loaded, target))?;
                     restored.kept_old.push(kept.display().to_string());
                 }
             }
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                std::fs::rename(target, kept).map_err(failed)?;
+                in_two_steps(loaded, target, kept)
+                    .map_err(|(error, undone)| taken_back(error, undone, kept, loaded))?;
                 restored.kept_old.push(kept.display().to_string());
-                std::fs::rename(staging, target).map_err(failed)?;
             }
-            Err(error) => return Err(failed(error.into())),
+            Err(error) => return Err(discarded(error.into())),
         }
     }
     let folder = target.parent().unwrap_or(Path::new("/"));
@@ -246,6 +277,16 @@ fn swap(staging: &Path, target: &Path, kept: &Path, occupied: bool, mut restored
         .and_then(|folder| folder.sync_all())
         .or_io(|| format!("cannot flush {}", folder.display()))?;
     Ok(restored)
+}
+
+/// Where names cannot be exchanged. A failure comes with what became of the way back.
+fn in_two_steps(
+    loaded: &Path,
+    target: &Path,
+    kept: &Path,
+) -> std::result::Result<(), (std::io::Error, rustix::io::Result<()>)> {
+    std::fs::rename(target, kept).map_err(|error| (error, Ok(())))?;
+    std::fs::rename(loaded, target).map_err(|error| (error, rustix::fs::rename(kept, target)))
 }
 
 /// Writes the objects to an empty bucket, several at a time.
@@ -430,4 +471,32 @@ fn read_full(reader: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize>
         }
     }
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_swap_that_cannot_keep_the_old_content_is_taken_back() {
+        let home = tempfile::tempdir().unwrap();
+        let (new, target) = (home.path().join("new"), home.path().join("target"));
+        let read = |path: &Path| std::fs::read_to_string(path.join("a")).unwrap_or_default();
+        let make = |path: &Path, text: &str| {
+            std::fs::create_dir_all(path).unwrap();
+            std::fs::write(path.join("a"), text).unwrap();
+        };
+        make(&new, "new");
+        make(&target, "old");
+        // The rename to the kept name fails: its folder is absent.
+        swap(&new, &target, &home.path().join("absent/kept"), true, Restored::default()).unwrap_err();
+        assert_eq!((read(&target).as_str(), new.exists()), ("old", false));
+        // The same without exchange, once the old content has been moved.
+        let kept = home.path().join("kept");
+        let (_, undone) = in_two_steps(&home.path().join("absent"), &target, &kept).unwrap_err();
+        assert_eq!((undone, read(&target).as_str(), kept.exists()), (Ok(()), "old", false));
+        make(&new, "new");
+        let restored = swap(&new, &target, &kept, true, Restored::default()).unwrap();
+        assert_eq!((read(&target).as_str(), read(&kept).as_str(), restored.kept_old.len()), ("new", "old", 1));
+    }
 }

@@ -343,11 +343,25 @@ fn in_place_exchanges_and_keeps_the_old() {
     std::fs::remove_file(root.join("b")).unwrap();
     restore(&driver, &tree, RestoreMode::Fresh, Some("objects/b")).unwrap();
     assert_eq!(std::fs::read(root.join("b")).unwrap(), b"two");
+    // What a crash between the two renames leaves may be the original: it is refused, and stays.
+    restore_leaves_an_original_alone(&driver, &tree, &root);
     let elsewhere = open(&folder.path().join("x/y/z"));
     restore(&elsewhere, &tree, RestoreMode::Fresh, Some("a")).unwrap();
     assert_eq!(held(&elsewhere, None), ["a/1"]);
     let none = restore(&elsewhere, &tree, RestoreMode::Fresh, Some("nothing")).unwrap_err();
     assert_eq!(none.kind(), Kind::NotFound);
+}
+
+fn restore_leaves_an_original_alone(driver: &Arc<dyn Driver>, tree: &MemoryTree, root: &Path) {
+    use sha2::{Digest, Sha256};
+    let mark = hex::encode(&Sha256::digest(root.as_os_str().as_encoded_bytes())[..6]);
+    let left = root.with_file_name(format!(".tmp-stillpoint-restore-r1-{mark}"));
+    put(&left, "b", "the original");
+    let refused = restore(driver, tree, RestoreMode::InPlace, None).unwrap_err();
+    assert_eq!(refused.kind(), Kind::AlreadyExists);
+    assert!(refused.hint_text().unwrap_or_default().contains("old content"), "{refused:?}");
+    assert_eq!(std::fs::read(left.join("b")).unwrap(), b"the original");
+    std::fs::remove_dir_all(left).unwrap();
 }
 
 #[test]
