@@ -355,7 +355,10 @@ fn swap(unit: &Path, beside_new: &Path, restore: &str) -> Result<Option<String>>
         remove(unit)?;
     } else {
         let old = beside(unit, &format!("before-{restore}"))?;
-        remove(&old)?;
+        if fs::symlink_metadata(&old).is_ok() {
+            return Err(Error::new(Kind::AlreadyExists, format!("{} is there from an earlier restore", old.display()))
+                .hint("move it away, then restore again"));
+        }
         fs::rename(unit, &old).or_io(what)?;
         kept = Some(old);
     }
