@@ -4,6 +4,8 @@
 //! Here it lies in memory, at most 64 bytes for each blob: 48 for the entry, in segments that never
 //! move, and 6.4 to 12.8 for its slot in a table of numbers, which finds it.
 
+use std::collections::HashMap;
+
 use stillpoint_core::error::{Error, Kind, Result};
 
 use crate::format::id::Id;
@@ -241,6 +243,31 @@ impl Index {
         &self.packs
     }
 
+    /// Where the last blob of each pack ends, in bytes.
+    pub(crate) fn ends(&self) -> HashMap<Id, u64> {
+        let mut ends = vec![0; self.packs.len()];
+        for slot in self.blobs.iter() {
+            let end: &mut u64 = &mut ends[(slot.pack_and_kind >> 1) as usize];
+            *end = (*end).max(u64::from(slot.offset) + u64::from(slot.length));
+        }
+        let mut by_pack = HashMap::with_capacity(ends.len());
+        for (pack, end) in self.packs.iter().zip(ends) {
+            let known: &mut u64 = by_pack.entry(*pack).or_default();
+            *known = (*known).max(end);
+        }
+        by_pack
+    }
+
+    /// The same without the blobs of some packs.
+    pub(crate) fn without(&self, lost: impl Fn(&Id) -> bool) -> Result<Self> {
+        let lost: Vec<bool> = self.packs.iter().map(lost).collect();
+        let mut blobs = Table::new();
+        for slot in self.blobs.iter().filter(|slot| !lost[(slot.pack_and_kind >> 1) as usize]) {
+            blobs.insert(*slot)?;
+        }
+        Ok(Self { blobs, packs: self.packs.clone() })
+    }
+
     /// Entries held.
     pub(crate) fn len(&self) -> usize {
         self.blobs.len()
@@ -268,8 +295,6 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use super::*;
     use proptest::prelude::*;
 

@@ -106,13 +106,13 @@ impl Pipeline {
             seats.push(Seat { pack: outlet.empty_pack()?, sealer: sealer(), compressor, ids: Vec::new() });
         }
         let trees = Trees { pack: outlet.empty_pack()?, sealer: sealer(), compressor: Compressor::new()? };
-        let index = repository.fresh_index()?;
+        let known = Known::load(repository)?;
         Ok(Self {
             repository: repository.clone(),
             failure,
             schedule: Schedule::new(plan.workers, plan.spares),
-            loader: Loader::with_index(repository, index.clone()),
-            known: Known::new(index),
+            loader: Loader::with_index(repository, known.stored().clone()),
+            known,
             chunker: Chunker::new(repository.chunker_polynomial()),
             outlet,
             plan,

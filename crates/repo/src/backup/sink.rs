@@ -66,7 +66,7 @@ impl StoreSink {
         name: StoreName,
         parent: Option<Id>,
     ) -> Result<Self> {
-        let parent = parent.map(|blob| ParentDirectory::open(&pipeline, blob)).transpose()?;
+        let parent = open_parent(&pipeline, parent)?;
         let top = WritingDirectory { name: Vec::new(), meta: Metadata::default(), writer: DirectoryWriter::default() };
         Ok(Self {
             pipeline,
@@ -118,6 +118,13 @@ impl StoreSink {
             Some(parent) => Ok(parent.find(&pipeline, name)?.cloned()),
             None => Ok(None),
         }
+    }
+
+    /// Whether all that the parent's entry needs is stored.
+    fn is_whole(&self, entry: &TreeNode) -> bool {
+        let known = &self.pipeline.known;
+        entry.content.iter().all(|id| known.stored().contains(BlobKind::Data, id))
+            && entry.subtree.iter().all(|id| known.is_whole() && known.stored().contains(BlobKind::Tree, id))
     }
 
     fn append(&mut self, step: Step) -> Result<()> {
@@ -184,7 +191,7 @@ impl Sink for StoreSink {
     fn enter(&mut self, name: &[u8], meta: &Metadata) -> Result<()> {
         self.admit(name)?;
         let subtree = self.parent_entry(name)?.filter(|entry| entry.node.kind == NodeKind::Dir).and_then(|e| e.subtree);
-        let parent = subtree.map(|blob| ParentDirectory::open(&self.pipeline, blob)).transpose()?;
+        let parent = open_parent(&self.pipeline, subtree)?;
         self.entered.push(EnteredDirectory { parent, last_name: None });
         self.append(Step::Enter { name: name.to_vec(), meta: meta.clone() })
     }
@@ -215,7 +222,8 @@ impl Sink for StoreSink {
     }
 
     fn parent(&mut self, name: &[u8]) -> Result<Option<Node>> {
-        Ok(self.parent_entry(name)?.map(|entry| entry.node))
+        // What cannot be reused is as good as absent: the drain reads it anew.
+        Ok(self.parent_entry(name)?.filter(|entry| self.is_whole(entry)).map(|entry| entry.node))
     }
 
     fn reuse(&mut self, name: &[u8], meta: &Metadata) -> Result<()> {
@@ -224,10 +232,7 @@ impl Sink for StoreSink {
             Error::new(Kind::NotFound, format!("`{shown}` is not in the parent snapshot, or not whole"))
         };
         let mut entry = self.parent_entry(name)?.ok_or_else(missing)?;
-        let stored = self.pipeline.known.stored();
-        let whole = entry.content.iter().all(|id| stored.contains(BlobKind::Data, id))
-            && entry.subtree.iter().all(|id| stored.contains(BlobKind::Tree, id));
-        if !whole {
+        if !self.is_whole(&entry) {
             return Err(missing());
         }
         self.admit(name)?;
@@ -238,6 +243,14 @@ impl Sink for StoreSink {
         entry.node.meta = meta.clone();
         self.append(Step::Add(Box::new(entry)))
     }
+}
+
+/// A directory of the parent that is lost is stored anew, with all that lies below it. One that is
+/// there and damaged is an error: what is written anew would be taken for stored already.
+fn open_parent(pipeline: &Pipeline, blob: Option<Id>) -> Result<Option<ParentDirectory>> {
+    let stored = pipeline.known.stored();
+    let there = blob.filter(|blob| stored.contains(BlobKind::Tree, blob));
+    there.map(|blob| ParentDirectory::open(pipeline, blob)).transpose()
 }
 
 impl Drop for StoreSink {

@@ -222,6 +222,42 @@ fn a_backup_without_changes_writes_its_snapshot_and_nothing_else() {
 }
 
 #[test]
+fn what_lay_in_a_lost_or_short_pack_is_stored_anew() {
+    let (depot, repository) = memory();
+    let (big, small) = (noise(2, 3_000_000), noise(9, 200_000));
+    back_up(&repository, options(), None, |sink| {
+        sink.enter(b"a", &Metadata::default()).unwrap();
+        put(sink, "big", big.clone());
+        sink.leave().unwrap();
+    });
+    let old: Vec<String> = depot.names().into_iter().filter(|name| name.starts_with("data/")).collect();
+    let lost = old.iter().max_by_key(|name| depot.stat(name).unwrap().unwrap().size).unwrap().clone();
+    back_up(&repository, options(), None, |sink| put(sink, "small", small.clone()));
+    let tree = repository.tree(&repository.snapshots().unwrap()[0].id, Some(&store("data"))).unwrap().unwrap();
+    for is_short in [true, false] {
+        let bytes = depot.read(&lost).unwrap().0;
+        match is_short {
+            true => drop(depot.write(&lost, &[&bytes[..bytes.len() / 2]], &WriteMode::Replace).unwrap()),
+            false => depot.delete(&lost).unwrap(),
+        }
+        let summary = back_up(&repository, options(), Some(tree.clone()), |sink| {
+            assert_eq!(sink.parent(b"a").unwrap(), None);
+            sink.enter(b"a", &Metadata::default()).unwrap();
+            if is_short {
+                assert_eq!(sink.parent(b"big").unwrap(), None);
+                assert_eq!(sink.reuse(b"big", &Metadata::default()).unwrap_err().kind(), Kind::NotFound);
+            }
+            put(sink, "big", big.clone());
+            sink.leave().unwrap();
+            put(sink, "small", small.clone());
+        });
+        // Stored anew once, beside small trees; the other pack and the new one are believed.
+        assert_eq!(summary.bytes_stored > 500_000, is_short);
+        assert_eq!(read(&*newest(&repository), "a/big"), big);
+    }
+}
+
+#[test]
 fn a_parent_of_another_repository_is_passed_over() {
     let (_, other) = memory();
     back_up(&other, options(), None, |sink| put(sink, "a", "there"));
