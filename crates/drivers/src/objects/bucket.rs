@@ -61,6 +61,11 @@ impl Bucket {
         Ok(Self { store, prefix, connections, runtime: Some(runtime) })
     }
 
+    /// What all keys of the store begin with in the bucket; may be empty.
+    pub fn prefix(&self) -> &str {
+        self.prefix.as_ref()
+    }
+
     /// Runs a request on the bucket's own runtime; the caller's thread may be of any kind.
     fn wait<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
         let runtime = self.runtime.as_ref().ok_or_else(|| Error::internal("the bucket was closed"))?;

@@ -13,6 +13,7 @@
 //! Keys become paths by [`keys`]; listings of any length are sorted on disk by [`spool`]. Versions of
 //! a bucket are not listed yet, so that a bucket with versioning is read as one without.
 
+mod address;
 mod bucket;
 mod client;
 mod config;
@@ -132,12 +133,8 @@ impl Inner {
     fn identity(&self) -> Result<Identity> {
         match (&self.place, &self.settings.url) {
             (Where::Directory(directory), _) => crate::place::identity("objects", &directory.root),
-            (Where::Bucket(_), Some(url)) => {
-                let url = url.trim_end_matches('/');
-                let endpoint = match self.settings.options.get("endpoint") {
-                    Some(endpoint) => format!("{url} at {}", endpoint.trim_end_matches('/')),
-                    None => url.to_owned(),
-                };
+            (Where::Bucket(bucket), Some(url)) => {
+                let endpoint = address::address(url, &self.settings.options, bucket.prefix())?;
                 Ok(Identity { driver: "objects".to_owned(), native: None, endpoint })
             }
             (Where::Bucket(_), None) => Err(Error::internal("a bucket without a url")),
