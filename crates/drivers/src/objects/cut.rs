@@ -37,7 +37,7 @@ pub(super) struct State {
     watch: Option<Watch>,
     /// Why there is no watch, for people.
     unwatched: Option<String>,
-    /// Keys that were there during `prepare`; directories only.
+    /// Keys that were there during `prepare`; those of a bucket with what was listed of each.
     before: Option<Arc<Sorted>>,
     /// Changes between `prepare` and the cut; `None` once some were lost.
     early: Option<Early>,
@@ -238,7 +238,12 @@ impl<'a> Sieve<'a> {
             };
             if order.is_le() {
                 let (sort_key, payload) = current.take().expect("compared above");
-                self.present(sort_key, payload, order.is_eq())?;
+                if order.is_eq() && earlier.as_ref().is_some_and(|(_, before)| *before == payload) {
+                    // A bucket's object that nobody wrote since, whatever the service's clock shows.
+                    self.kept.push(sort_key, payload)?;
+                } else {
+                    self.present(sort_key, payload, order.is_eq())?;
+                }
                 current = now.next_entry()?;
             }
             if order.is_ge() {
@@ -313,7 +318,7 @@ impl<'a> Sieve<'a> {
     fn absent(&mut self, key: &[u8], before: bool) {
         self.unseen.remove(key);
         match &self.knowledge {
-            None => self.lose(key, "was deleted while the point was taken"),
+            None => self.lose(key, "was deleted while the point was taken, shortly before the cut or after it"),
             Some((early, late)) => {
                 let is_gone_late = late.first.contains_key(key) || late.folders_gone.iter().any(|f| is_below(key, f));
                 if early.existed(key, before) {
@@ -354,18 +359,17 @@ pub(super) fn prepare(inner: &Inner, context: &Context) -> Result<Hold> {
     let mut guard = inner.state();
     let state = &mut *guard;
     state.pinned = None;
-    let Where::Directory(directory) = &inner.place else {
-        inner.place.as_place().occupied()?;
-        return Ok(Hold { safe_for: SAFE_FOR, bytes_estimate: None });
-    };
     begin_watch(inner, state)?;
+    let is_bucket = matches!(inner.place, Where::Bucket(_));
     // What happened before the listing is in the listing.
     state.early = state.watch.as_ref().and_then(Watch::take).map(|_| Early::default());
     let mut bytes = 0;
     let mut sorter = Sorter::new(&inner.scratch)?;
-    super::client::Place::list(directory, context, &mut |key, record| {
+    inner.place.as_place().list(context, &mut |key, record| {
         bytes += record.size;
-        sorter.push(keys::sort_key(&keys::escape(&key)), Vec::new())
+        // A file's times are compared with the watch's help; what it was before is not needed.
+        let payload = if is_bucket { record.to_bytes()? } else { Vec::new() };
+        sorter.push(keys::sort_key(&keys::escape(&key)), payload)
     })?;
     state.before = Some(Arc::new(sorter.finish()?));
     Ok(Hold { safe_for: SAFE_FOR, bytes_estimate: Some(bytes) })

@@ -84,8 +84,8 @@ pub(super) fn drain(
     drained.notes.clone_from(&view.notes);
     if matches!(inner.place, Where::Bucket(_)) {
         drained.notes.push(
-            "nothing holds a bucket without versions: an object that was overwritten after the cut and is not in the \
-             parent point cannot be told from a new one"
+            "nothing holds a bucket without versions: an object that was written between the listing before the cut \
+             and the cut, and overwritten or deleted after it, is missing without being named"
                 .to_owned(),
         );
     }

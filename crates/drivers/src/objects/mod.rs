@@ -158,7 +158,7 @@ impl Inner {
                 client::Place::occupied(bucket)?;
                 warnings.push(
                     "a bucket is read without its versions: what is overwritten or deleted between cut and drain is \
-                     lost to the point, and named if the parent point shows it"
+                     lost to the point, and named if the listing before the cut shows it"
                         .to_owned(),
                 );
             }

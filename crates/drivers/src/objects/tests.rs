@@ -500,15 +500,26 @@ fn a_bucket_without_versions_names_what_it_can() {
     let write = |key: &str, value: &'static str| run(store.put(&path(key), value.into())).unwrap();
     write("p/kept", "1");
     write("p/overwritten", "1");
+    write("p/new-to-the-parent", "1");
+    write("p/deleted", "1");
     let driver = open_bucket(&store, "p", folder.path());
     let (parent, _) = back_up(&driver, None);
     let pinned = pin(&driver, 2);
     std::thread::sleep(Duration::from_millis(5));
     write("p/overwritten", "2");
     write("p/late", "2");
-    let (drain, drained) = drain(&driver, &pinned, Some(&parent));
-    assert_eq!(losses(&drained).iter().map(|(what, _)| *what).collect::<Vec<_>>(), ["overwritten"]);
-    assert_eq!(drain.tree.files().keys().filter(|path| path.starts_with("objects/")).count(), 2);
+    run(store.delete(&path("p/deleted"))).unwrap();
+    let (first, drained) = drain(&driver, &pinned, Some(&parent));
+    assert_eq!(losses(&drained).iter().map(|(what, _)| *what).collect::<Vec<_>>(), ["deleted", "overwritten"]);
+    assert_eq!(first.tree.files().keys().filter(|path| path.starts_with("objects/")).count(), 3);
+    // Without a parent, the listing before the cut tells them apart as well.
+    let pinned = pin(&driver, 3);
+    std::thread::sleep(Duration::from_millis(5));
+    write("p/new-to-the-parent", "3");
+    run(store.delete(&path("p/overwritten"))).unwrap();
+    let (_, drained) = drain(&driver, &pinned, None);
+    let named: Vec<_> = losses(&drained).into_iter().map(|(what, _)| what).collect();
+    assert_eq!(named, ["new-to-the-parent", "overwritten"]);
 }
 
 /// `STILLPOINT_TEST_KEYS=1000000` makes it the million that a flat bucket may hold.
