@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 use sha2::{Digest, Sha256};
@@ -86,6 +86,8 @@ pub(super) struct View {
     connection: Mutex<Option<Connection>>,
     /// Inode that carries the lock.
     lock_inode: u64,
+    /// Since when it is held.
+    pub since: Instant,
     /// `(size, mtime)` of the file while the shared lock holds it.
     frozen: Option<(u64, i64, i64)>,
     /// The state of the files that goes with the view; see `Description::files_state`.
@@ -324,6 +326,7 @@ fn pin_one(inner: &Inner, opened: &mut Opened, cut: &CutId) -> Result<(View, Str
         held: if is_wal { Held::Wal } else { Held::SharedLock },
         connection: Mutex::new(Some(connection)),
         lock_inode,
+        since: Instant::now(),
         frozen: (!is_wal).then(|| (stat.len(), stat.mtime(), stat.mtime_nsec())),
         files_state: settled.then_some(before),
         meta,

@@ -42,6 +42,7 @@ pub(super) fn drain(
         for view in &views {
             drain_one(inner, context, view, sink, parent, &mut drained)?;
         }
+        note_waits(&views, &mut drained);
         return Ok(drained);
     }
     add_text(sink, HOW_TO_NAME, newest, HOW_TO)?;
@@ -63,7 +64,17 @@ pub(super) fn drain(
         sink.leave()?;
     }
     sink.leave()?;
+    note_waits(&views, &mut drained);
     Ok(drained)
+}
+
+/// Says for how long writers had to wait where a lock was the pin.
+fn note_waits(views: &[Arc<View>], drained: &mut Drained) {
+    for view in views.iter().filter(|view| view.held == Held::SharedLock) {
+        let file = view.target.path.file_name().unwrap_or_default().to_string_lossy();
+        let seconds = view.since.elapsed().as_secs_f64();
+        drained.notes.push(format!("writers of {file} waited up to {seconds:.1} s during the drain: its lock was the pin"));
+    }
 }
 
 /// Where a database lies in the tree.

@@ -223,6 +223,7 @@ fn a_vacuum_waits_while_a_rollback_journal_database_is_pinned() {
     assert_eq!(refused.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy));
     let (drain, drained) = drain(&driver, &pinned, None).unwrap();
     assert_eq!(drained.items, 1);
+    assert!(drained.notes.iter().any(|note| note.starts_with("writers of a.db waited")), "{:?}", drained.notes);
     assert!(drain.tree.files().contains_key("a.sqlite"));
     run(driver.release(&Context::default(), &[])).unwrap();
     writer.execute_batch("VACUUM").unwrap();
