@@ -42,6 +42,8 @@ pub(super) struct Client {
     pub(super) s3: Option<Arc<AmazonS3>>,
     /// Whether the service is one whose conditional writes are documented by its maker.
     pub(super) well_known: bool,
+    /// Where the service is, if that was said: host, port if it is not the usual one, and path.
+    pub(super) service: Option<String>,
 }
 
 /// Takes `s3://bucket/prefix` apart; `None` if the scheme is not one of ours.
@@ -106,9 +108,10 @@ pub(super) fn connect(
             for (key, value) in all() {
                 builder = builder.with_config(key.parse().map_err(|_| unknown(key))?, value);
             }
-            let well_known = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).is_none();
+            let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
+            let (well_known, service) = (endpoint.is_none(), endpoint.and_then(|endpoint| host_of(&endpoint)));
             let s3 = Arc::new(builder.build().map_err(failed)?);
-            Ok(Client { store: s3.clone(), s3: Some(s3), well_known })
+            Ok(Client { store: s3.clone(), s3: Some(s3), well_known, service })
         }
         Service::Google => {
             let fresh = GoogleCloudStorageBuilder::new;
@@ -118,7 +121,8 @@ pub(super) fn connect(
             for (key, value) in all() {
                 builder = builder.with_config(key.parse().map_err(|_| unknown(key))?, value);
             }
-            Ok(Client { store: Arc::new(builder.build().map_err(failed)?), s3: None, well_known: true })
+            let service = builder.get_config_value(&GoogleConfigKey::BaseUrl).and_then(|url| host_of(&url));
+            Ok(Client { store: Arc::new(builder.build().map_err(failed)?), s3: None, well_known: true, service })
         }
         Service::Azure => {
             let fresh = MicrosoftAzureBuilder::new;
@@ -128,9 +132,23 @@ pub(super) fn connect(
             for (key, value) in all() {
                 builder = builder.with_config(key.parse().map_err(|_| unknown(key))?, value);
             }
-            Ok(Client { store: Arc::new(builder.build().map_err(failed)?), s3: None, well_known: true })
+            let service = builder.get_config_value(&AzureConfigKey::Endpoint).and_then(|url| host_of(&url));
+            Ok(Client { store: Arc::new(builder.build().map_err(failed)?), s3: None, well_known: true, service })
         }
     }
+}
+
+/// Host, port if it is not the usual one, and path; `None` for Amazon's own. The driver for objects
+/// writes its addresses in the same way, so that a store inside the bucket is recognised.
+fn host_of(endpoint: &str) -> Option<String> {
+    let Ok(url) = url::Url::parse(endpoint) else { return Some(endpoint.trim_matches('/').to_lowercase()) };
+    let host = match url.host_str().unwrap_or_default().trim_end_matches('.') {
+        "localhost" | "[::1]" => "127.0.0.1",
+        host if host.ends_with(".amazonaws.com") => return None,
+        host => host,
+    };
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    Some(format!("{host}{port}{}", url.path().trim_end_matches('/')))
 }
 
 fn unknown(key: &str) -> Error {

@@ -279,7 +279,8 @@ impl Depot for ObjectDepot {
             Service::Azure => "az",
         };
         let slash = if self.address.prefix.is_empty() { "" } else { "/" };
-        format!("{scheme}://{}{slash}{}", self.address.bucket, self.address.prefix)
+        let service = self.client.service.as_ref().map_or_else(String::new, |service| format!("{service}/"));
+        format!("{scheme}://{service}{}{slash}{}", self.address.bucket, self.address.prefix)
     }
 }
 
