@@ -73,7 +73,9 @@ fn note_waits(views: &[Arc<View>], drained: &mut Drained) {
     for view in views.iter().filter(|view| view.held == Held::SharedLock) {
         let file = view.target.path.file_name().unwrap_or_default().to_string_lossy();
         let seconds = view.since.elapsed().as_secs_f64();
-        drained.notes.push(format!("writers of {file} waited up to {seconds:.1} s during the drain: its lock was the pin"));
+        drained
+            .notes
+            .push(format!("writers of {file} waited up to {seconds:.1} s during the drain: its lock was the pin"));
     }
 }
 
