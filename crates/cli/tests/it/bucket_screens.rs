@@ -181,3 +181,20 @@ fn damaged_data_is_found_by_verify_and_check() {
         assert!(screen.out.contains("damage: "), "{screen:?}");
     }
 }
+
+#[test]
+fn one_damaged_snapshot_concerns_its_own_point_only() {
+    let mut world = World::ready();
+    world.backup();
+    let first = files_below(&world.path("bucket/repo/snapshots"));
+    world.backup();
+    let bytes = std::fs::read(&first[0]).expect("read");
+    std::fs::set_permissions(&first[0], std::fs::Permissions::from_mode(0o644)).expect("chmod");
+    std::fs::write(&first[0], &bytes[..bytes.len() / 2]).expect("write");
+    let screen = world.run(&["verify", "latest"]);
+    assert_eq!(screen.code, 0, "{screen:?}");
+    let report = world.run(&["check", "--json"]);
+    assert_eq!(report.code, 7, "{report:?}");
+    let report = report.json();
+    assert_eq!((report["points"].as_u64(), report["suffering"].as_array().map(Vec::len)), (Some(1), Some(1)));
+}

@@ -140,6 +140,21 @@ fn the_newest_point_is_never_forgotten() {
 }
 
 #[test]
+fn points_of_another_environment_are_not_forgotten() {
+    let mut world = World::ready();
+    world.backup();
+    world.backup();
+    let points = std::fs::read_dir(world.path("bucket/points")).expect("points");
+    let ids: Vec<_> = points.map(|entry| entry.expect("entry").file_name().into_string().expect("text")).collect();
+    world.edit("environment: production", "environment: staging");
+    for id in &ids {
+        let refused = world.run(&["forget", id]);
+        assert!(refused.code != 0 && refused.err.contains("belongs to `churn` · `production`"), "{refused:?}");
+    }
+    assert_eq!(std::fs::read_dir(world.path("bucket/points")).expect("points").count(), 2);
+}
+
+#[test]
 fn copies_stand_on_their_own() {
     let mut world = World::ready();
     world.backup();
