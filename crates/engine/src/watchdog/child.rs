@@ -17,13 +17,15 @@ use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::id::StoreName;
 use stillpoint_core::platform::{Secret, Store};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Command, Instructions};
 use crate::pause::{Act, Databases, OpenDatabase, Performer, kill_group};
 
 /// How long one undo act may take.
 const ACT_WITHIN: Duration = Duration::from_secs(10);
+/// How long one undo may keep the next one from beginning.
+const NEXT_AFTER: Duration = Duration::from_secs(1);
 /// The first pause between rounds of undoing, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// After the engine's sudden death a pause call of its may still be on its way; the undo is repeated
@@ -94,7 +96,7 @@ fn say(line: &str) {
 struct Keeper {
     run: String,
     undo: Vec<Act>,
-    performer: Performer,
+    performer: Arc<Performer>,
     /// Held under a lock as long as this process may still undo something.
     report: File,
     armed_until: Option<Instant>,
@@ -104,7 +106,7 @@ struct Keeper {
 impl Keeper {
     fn new(instructions: Instructions) -> Result<Self> {
         let Instructions { run, undo, databases, secrets, report } = instructions;
-        let performer = Performer::new(Databases::new(opener(databases, secrets)))?;
+        let performer = Arc::new(Performer::new(Databases::new(opener(databases, secrets)))?);
         let report = open_report(&report)?;
         Ok(Self { run, undo, performer, report, armed_until: None, group: None })
     }
@@ -159,48 +161,99 @@ impl Keeper {
         self.fire("the engine is gone, after its budget was used up").await;
     }
 
-    /// Undoes everything, last step first, until all of it has succeeded.
+    /// Undoes everything, last step first, until all of it has succeeded. Each is tried again by
+    /// itself: one that fails or hangs must not keep the others from being undone.
     async fn fire(&mut self, why: &str) {
         let began = Instant::now();
         if let Some(group) = self.group.take() {
             kill_group(group);
         }
-        let mut left: Vec<&Act> = self.undo.iter().rev().collect();
-        let mut back_off = BACK_OFF.0;
-        let mut rounds = 0u32;
-        let mut last_error = None;
-        loop {
-            let mut failed = Vec::new();
-            for act in left {
-                // One that fails must not keep the others from being undone.
-                if let Err(error) = self.performer.perform(act, ACT_WITHIN, &|_| {}).await {
-                    last_error = Some(format!("{act}: {error}"));
-                    failed.push(act);
-                }
+        let (sender, mut tries) = unbounded_channel();
+        let mut log = Log { why, began, rounds: 0, last_error: None };
+        for act in self.undo.iter().rev() {
+            let (first, first_tried) = tokio::sync::oneshot::channel();
+            tokio::spawn(undo(Arc::clone(&self.performer), act.clone(), sender.clone(), first));
+            // The order counts as long as it costs little.
+            if tokio::time::timeout(NEXT_AFTER, first_tried).await.is_err() {
+                tracing::debug!(%act, "the next undo begins before this one has ended");
             }
-            rounds += 1;
-            if failed.is_empty() {
-                break;
-            }
-            left = failed;
-            if rounds == 1 || rounds.is_multiple_of(20) {
-                self.write_report(why, "still trying", rounds, began, last_error.as_deref());
-            }
-            tokio::time::sleep(back_off).await;
-            back_off = (back_off * 2).min(BACK_OFF.1);
         }
-        self.write_report(why, "writers were let go", rounds, began, last_error.as_deref());
+        drop(sender);
+        while let Some(tried) = tries.recv().await {
+            self.note(&mut log, tried);
+        }
+        self.write_report(&log, "writers were let go");
+    }
+
+    fn note(&self, log: &mut Log<'_>, tried: Tried) {
+        log.rounds = log.rounds.max(tried.rounds);
+        if let Some(error) = tried.error {
+            log.last_error = Some(error);
+            if tried.rounds == 1 || tried.rounds.is_multiple_of(20) {
+                self.write_report(log, "still trying");
+            }
+        }
     }
 
     /// Writes one line for people. A full disk must not keep us from the next undo.
-    fn write_report(&self, why: &str, what: &str, rounds: u32, began: Instant, error: Option<&str>) {
+    fn write_report(&self, log: &Log<'_>, what: &str) {
         let line = serde_json::json!({
-            "at": Timestamp::now(), "run": self.run, "why": why, "what": what, "rounds": rounds,
-            "millis": u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX), "last_error": error,
+            "at": Timestamp::now(), "run": self.run, "why": log.why, "what": what, "rounds": log.rounds,
+            "millis": u64::try_from(log.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "last_error": log.last_error,
         });
         if (&self.report).write_all(format!("{line}\n").as_bytes()).is_err() {
             tracing::debug!("the watchdog's report cannot be written");
         }
+    }
+}
+
+/// One firing, for the report.
+struct Log<'a> {
+    why: &'a str,
+    began: Instant,
+    rounds: u32,
+    last_error: Option<String>,
+}
+
+/// One try of one act.
+struct Tried {
+    rounds: u32,
+    error: Option<String>,
+}
+
+/// Tries one act until it succeeds. `first` is told after the first try.
+async fn undo(
+    performer: Arc<Performer>,
+    act: Act,
+    tries: UnboundedSender<Tried>,
+    first: tokio::sync::oneshot::Sender<()>,
+) {
+    let mut first = Some(first);
+    let mut back_off = BACK_OFF.0;
+    for rounds in 1.. {
+        let (working, wanted) = (Arc::clone(&performer), act.clone());
+        // On its own, so that even a broken try is followed by another one.
+        let work = tokio::spawn(async move { working.perform(&wanted, ACT_WITHIN, &|_| {}).await });
+        let error = match work.await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(format!("{act}: {error}")),
+            Err(panic) => Some(format!("{act}: {panic}")),
+        };
+        let done = error.is_none();
+        if tries.send(Tried { rounds, error }).is_err() {
+            tracing::debug!("nobody keeps the report of this undo");
+        }
+        if let Some(first) = first.take()
+            && first.send(()).is_err()
+        {
+            tracing::debug!("the first try took longer than the next undo waits");
+        }
+        if done {
+            return;
+        }
+        tokio::time::sleep(back_off).await;
+        back_off = (back_off * 2).min(BACK_OFF.1);
     }
 }
 

@@ -76,6 +76,18 @@ fn it_fires_at_the_deadline_and_says_so() {
 }
 
 #[test]
+fn an_undo_that_hangs_does_not_hold_up_the_others() {
+    let (hooks, folder) = (Hooks::start(), tempfile::tempdir().expect("a folder"));
+    let report = report_in(folder.path());
+    let slow = Act::Command { words: vec!["sleep".to_owned(), "6".to_owned()] };
+    let watchdog = start(vec![http(hooks.url("/resume")), slow.clone(), slow], &report);
+    watchdog.arm(Duration::from_secs(30)).expect("armed");
+    pause(&hooks);
+    drop(watchdog);
+    assert!(hooks.runs_within(Duration::from_millis(4500)), "the first step is undone before the others have ended");
+}
+
+#[test]
 fn it_tries_again_until_the_undo_succeeds_and_one_failing_step_does_not_hold_up_the_others() {
     let (hooks, folder) = (Hooks::start(), tempfile::tempdir().expect("a folder"));
     let (first, other) = (folder.path().join("first"), Hooks::start());
