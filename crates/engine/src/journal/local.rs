@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -64,10 +65,12 @@ impl Journal {
         // Locked and with its head before it gets its name: nobody ever sees half a begin.
         let fresh = folder.join(format!("{}.new", head.run));
         let path = folder.join(format!("{}.journal", head.run));
+        // Its head holds the platform as configured: hooks, endpoints. Nobody else reads that.
         let file = OpenOptions::new()
             .create_new(true)
             .read(true)
             .append(true)
+            .mode(0o600)
             .open(&fresh)
             .or_io(|| format!("cannot make the journal `{}`", fresh.display()))?;
         if !lock(&file, &fresh)? {

@@ -34,7 +34,9 @@ fn crashed(state: &Path, platform: &Platform, number: u8, events: u64) -> PathBu
 fn what_was_written_is_read_back_and_ended_journals_are_passed_over() {
     let state = tempfile::tempdir().expect("a folder");
     let platform = platform("journal", &["a"], state.path());
-    crashed(state.path(), &platform, 2, 3);
+    let path = crashed(state.path(), &platform, 2, 3);
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(path).expect("there"));
+    assert_eq!(mode & 0o777, 0o600, "hooks may name secrets");
     crashed(state.path(), &platform, 1, 1);
     let found = find_unfinished(state.path(), &platform.platform).expect("readable");
     let events: Vec<_> = found.iter().map(|found| found.replay.events.len()).collect();
