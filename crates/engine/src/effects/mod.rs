@@ -9,7 +9,7 @@ mod bucket;
 pub(crate) mod pausing;
 mod stores;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -132,6 +132,8 @@ pub(crate) struct Hands {
     lease: Mutex<Option<Arc<Lease>>>,
     lost: watch::Sender<Option<String>>,
     watchdog: Mutex<Option<Arc<Watchdog>>>,
+    /// Pause steps that were begun and did not answer cleanly.
+    unclean: Mutex<BTreeSet<u32>>,
     backup: Mutex<Option<Backup>>,
     points: tokio::sync::OnceCell<Arc<Listing>>,
     parent: Mutex<Option<PointId>>,
@@ -185,6 +187,7 @@ impl Hands {
             lease: Mutex::default(),
             lost: watch::Sender::new(None),
             watchdog: Mutex::default(),
+            unclean: Mutex::default(),
             backup: Mutex::default(),
             points: tokio::sync::OnceCell::new(),
             parent: Mutex::default(),

@@ -19,6 +19,12 @@ use crate::watchdog::{Start, Watchdog};
 /// How long an undo may take before it counts as failed and is tried again.
 const RESUME_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long after the undo of a pause step that did not end cleanly the undo is repeated: a call that
+/// was left may still have been on its way.
+const REPEAT_AFTER: Duration = Duration::from_secs(1);
+/// How long a statement of such a step is waited for before that.
+const SETTLED_WITHIN: Duration = Duration::from_secs(5);
+
 /// The stores of the SQL steps, opened apart from those that are backed up: a driver's calls must
 /// not overlap.
 pub(super) fn databases(surroundings: &Surroundings, session: &Session, head: &Head) -> Databases {
@@ -70,7 +76,10 @@ impl Hands {
         let watchdog = watchdog.ok_or_else(|| Error::internal("writers would be paused without a watchdog"))?;
         let group = watchdog.group_watcher();
         let named = |error: Error| error.operation(format!("pause step {}", step + 1));
+        // Taken back only after a clean answer: an interrupted call never gets to the last line.
+        locked(&self.unclean).insert(step);
         self.performer.perform(act, budget, &group).await.map_err(named)?;
+        locked(&self.unclean).remove(&step);
         Ok(Outcome::Done)
     }
 
@@ -83,9 +92,32 @@ impl Hands {
         Ok(Outcome::Done)
     }
 
+    /// Undoes once more the steps whose pause was interrupted, timed out or failed, so that a late
+    /// call of theirs does not have the last word when the watchdog is gone.
+    async fn resume_once_more(&self) -> Result<()> {
+        let steps: Vec<u32> = locked(&self.unclean).iter().rev().copied().collect();
+        if steps.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(REPEAT_AFTER).await;
+        if !self.performer.settled(SETTLED_WITHIN).await {
+            self.warn("a statement of a pause step still runs; see that the platform's writers run".to_owned());
+        }
+        let mut first_failure = None;
+        for step in steps {
+            match self.resume(step).await {
+                Ok(_) => _ = locked(&self.unclean).remove(&step),
+                Err(error) => _ = first_failure.get_or_insert(error),
+            }
+        }
+        first_failure.map_or(Ok(()), Err)
+    }
+
     pub(super) async fn stop_watchdog(&self) -> Result<Outcome> {
+        let fired = locked(&self.watchdog).as_ref().is_some_and(|watchdog| *watchdog.fired().borrow());
+        self.resume_once_more().await?;
         let Some(watchdog) = locked(&self.watchdog).take() else { return Ok(Outcome::Done) };
-        if *watchdog.fired().borrow() {
+        if fired {
             self.warn("the watchdog let writers go at the deadline, before the run did".to_owned());
         }
         let watchdog = Arc::into_inner(watchdog)

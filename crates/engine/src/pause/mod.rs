@@ -166,6 +166,14 @@ impl Performer {
     }
 }
 
+impl Performer {
+    /// Waits until no statement of an act that was left at its time-out runs any more; `false` if one
+    /// still does after `within`. What an HTTP endpoint still does is not known here.
+    pub async fn settled(&self, within: Duration) -> bool {
+        self.databases.settled(within).await
+    }
+}
+
 /// The head of a text that a hook gave back, on one line.
 fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);

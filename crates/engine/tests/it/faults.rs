@@ -158,6 +158,12 @@ impl Driver for FaultyStore {
     async fn read_stamp(&self, context: &Context) -> Result<Option<Stamp>> {
         self.inner.read_stamp(context).await
     }
+
+    /// Runs nothing; the plan is asked before and after.
+    async fn execute(&self, context: &Context, statement: &str) -> Result<()> {
+        self.follow(&format!("begin {statement}"), context).await?;
+        self.follow(&format!("end {statement}"), context).await
+    }
 }
 
 /// What becomes of a write to a faulty bucket.

@@ -1,13 +1,16 @@
 //! Pause steps, one by one: what they do, how they fail, and what the operator reads then.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use stillpoint_core::Kind;
 use stillpoint_core::platform::{HttpCall, PauseStep, Secret};
 use stillpoint_engine::pause::{Act, Databases, Performer, Step};
 
+use crate::faults::{Fault, FaultyStore};
 use crate::hooks::Hooks;
+use crate::world::{World, store};
 
 fn call(url: String) -> HttpCall {
     HttpCall { url, method: "POST".to_owned(), headers: BTreeMap::new(), body: None, expect: Vec::new() }
@@ -115,4 +118,44 @@ async fn a_command_that_runs_out_of_time_is_killed_with_all_its_children() {
     assert_eq!(error.kind(), Kind::TimedOut);
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(!flag.exists(), "what was given up must not act later");
+}
+
+/// A performer whose store "a" is stuck for `stuck` in the statement `pause`, and what it was seen to do.
+fn stuck_database(stuck: Duration) -> (Performer, Arc<Mutex<Vec<String>>>) {
+    let world = World::new("statements", &["a"]);
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = Arc::clone(&seen);
+    let open = (world.surroundings.open_store)(&world.session(), &store("a"), world.folder.path());
+    let plan = move |call: &str| {
+        log.lock().expect("whole").push(call.to_owned());
+        if call == "begin pause" { Fault::Stuck(stuck) } else { Fault::None }
+    };
+    let driver: Arc<dyn stillpoint_core::driver::Driver> =
+        Arc::new(FaultyStore::new(open.expect("a store"), Arc::new(plan)));
+    (Performer::new(Databases::new(Arc::new(move |_| Ok(Arc::clone(&driver))))).expect("a client"), seen)
+}
+
+fn statement(text: &str) -> Act {
+    Act::Sql { store: store("a"), statement: text.to_owned() }
+}
+
+#[tokio::test]
+async fn a_statement_that_was_left_at_its_time_out_does_not_have_the_last_word() {
+    let (performer, seen) = stuck_database(Duration::from_millis(500));
+    let error = performer.perform(&statement("pause"), Duration::from_millis(50), &|_| {}).await.expect_err("stuck");
+    assert_eq!(error.kind(), Kind::TimedOut);
+    performer.perform(&statement("resume"), SOON, &|_| {}).await.expect("after it");
+    assert_eq!(*seen.lock().expect("whole"), ["begin pause", "end pause", "begin resume", "end resume"]);
+}
+
+#[tokio::test]
+async fn a_statement_that_hangs_does_not_keep_writers_from_being_let_go() {
+    let (performer, seen) = stuck_database(Duration::from_secs(4));
+    performer.perform(&statement("pause"), Duration::from_millis(50), &|_| {}).await.expect_err("stuck");
+    let began = Instant::now();
+    performer.perform(&statement("resume"), SOON, &|_| {}).await.expect("beside it");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(!performer.settled(Duration::from_millis(50)).await, "it still runs, and that is known");
+    assert!(performer.settled(SOON).await);
+    assert_eq!(*seen.lock().expect("whole"), ["begin pause", "begin resume", "end resume", "end pause"]);
 }
