@@ -14,13 +14,11 @@ use stillpoint_drivers::{OpenRequest, Registration};
 use super::located::Node;
 use super::mistake::{Mistake, nearest};
 use super::shape;
+use crate::pause::names_a_secret;
 use crate::secrets;
 
 /// Parts of option names that only ever hold secrets.
 const SECRET_PARTS: [&str; 6] = ["secret", "password", "token", "access_key", "account_key", "credential"];
-
-/// Headers that only ever hold secrets.
-const SECRET_HEADERS: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token"];
 
 /// Collects what is wrong beyond the form. `document` fits the schema of core.
 pub fn check(document: &Node) -> Vec<Mistake> {
@@ -225,11 +223,31 @@ impl Meaning {
                 "for example http://127.0.0.1:8080/pause",
             );
         }
+        if let Some(node) = call.get("url")
+            && let Some(url) = node.text()
+        {
+            self.hook_url(node, url);
+        }
         for (name, _, value) in call.get("headers").map(Node::entries).unwrap_or_default() {
-            let secret = SECRET_HEADERS.contains(&name.to_lowercase().as_str());
-            if secret && !value.text().is_some_and(secrets::is_reference) {
+            if names_a_secret(name) && !value.text().is_some_and(secrets::is_reference) {
                 let message = format!("the header `{name}` holds a secret, which may not stand here in plain text");
                 self.add(value, message, "write `env:NAME`, `file:/path` or `command:program arguments`");
+            }
+        }
+    }
+
+    /// An address is shown, journalled and copied: no secret may be part of it.
+    fn hook_url(&mut self, node: &Node, url: &str) {
+        let authority = url.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or(""));
+        if authority.contains('@') {
+            let hint = "send them in a header: `headers: { Authorization: env:NAME }`";
+            self.add(node, "the address of a pause step may not hold a user or a password", hint);
+        }
+        let Ok(url) = url::Url::parse(url) else { return };
+        for (name, value) in url.query_pairs() {
+            if names_a_secret(&name) && !secrets::is_reference(&value) {
+                let message = format!("the parameter `{name}` holds a secret, which may not stand here in plain text");
+                self.add(node, message, format!("write `{name}=env:NAME`, or send it in a header"));
             }
         }
     }

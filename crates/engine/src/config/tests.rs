@@ -139,6 +139,21 @@ fn plain_secrets_are_refused_and_never_repeated() {
             "pause:\n  - kind: http\n    pause: { url: 'http://x', headers: { Authorization: hunter2 } }\n    resume: { url: 'http://x' }\nreferences:",
             "17:57 the header `Authorization` holds a secret",
         ),
+        (
+            "references:",
+            "pause:\n  - kind: http\n    pause: { url: 'http://x', headers: { X-Gitlab-Token: hunter2 } }\n    resume: { url: 'http://x' }\nreferences:",
+            "17:58 the header `X-Gitlab-Token` holds a secret",
+        ),
+        (
+            "references:",
+            "pause:\n  - kind: http\n    pause: { url: 'http://me:hunter2@x/y' }\n    resume: { url: 'http://x' }\nreferences:",
+            "17:19 the address of a pause step may not hold a user or a password | send them in a header",
+        ),
+        (
+            "references:",
+            "pause:\n  - kind: http\n    pause: { url: 'http://x/y?job=1&api_key=hunter2' }\n    resume: { url: 'http://x' }\nreferences:",
+            "17:19 the parameter `api_key` holds a secret",
+        ),
     ];
     for (from, to, wanted) in cases {
         expect(from, to, wanted);

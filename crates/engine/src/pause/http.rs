@@ -27,6 +27,35 @@ pub(super) fn client() -> Result<reqwest::Client> {
         .map_err(|error| Error::new(Kind::Config, "the HTTP client cannot be set up").source(error))
 }
 
+/// Parts of names of headers and query parameters that hold secrets.
+const SECRET_PARTS: [&str; 7] = ["token", "secret", "password", "key", "auth", "cookie", "credential"];
+
+/// Whether a header or query parameter of this name holds a secret, which is then never written in
+/// plain text.
+pub(crate) fn names_a_secret(name: &str) -> bool {
+    let lower = name.to_lowercase();
+    SECRET_PARTS.iter().any(|part| lower.contains(part))
+}
+
+/// The address with the secret references of its query resolved; byte for byte as written without any.
+fn with_secrets(mut url: url::Url, written: &str, secrets: &dyn Fn(&Secret) -> Result<String>) -> Result<String> {
+    let is_secret = |name: &str, value: &str| names_a_secret(name) && crate::secrets::is_reference(value);
+    if !url.query_pairs().any(|(name, value)| is_secret(&name, &value)) {
+        return Ok(written.to_owned());
+    }
+    let mut pairs = Vec::new();
+    for (name, value) in url.query_pairs() {
+        let value = if is_secret(&name, &value) {
+            resolved(&value, secrets).map_err(|error| error.context("parameter", &name))?
+        } else {
+            value.into_owned()
+        };
+        pairs.push((name.into_owned(), value));
+    }
+    url.query_pairs_mut().clear().extend_pairs(pairs);
+    Ok(url.into())
+}
+
 pub(super) fn resolve(call: &HttpCall, secrets: &dyn Fn(&Secret) -> Result<String>) -> Result<Act> {
     let shown = without_credentials(&call.url);
     let url = url::Url::parse(&call.url)
@@ -43,7 +72,7 @@ pub(super) fn resolve(call: &HttpCall, secrets: &dyn Fn(&Secret) -> Result<Strin
         headers.insert(name.clone(), value);
     }
     Ok(Act::Http {
-        url: call.url.clone(),
+        url: with_secrets(url, &call.url, secrets)?,
         method: call.method.clone(),
         headers,
         body: call.body.clone(),
@@ -123,4 +152,28 @@ fn refused(name: &str, status: StatusCode, answer: &[u8]) -> Error {
     }
     let temporary = matches!(kind, Kind::RateLimited | Kind::TimedOut | Kind::Unreachable | Kind::Locked);
     if temporary { error.temporary() } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_in_the_query_is_resolved_and_never_shown() {
+        let written = "http://127.0.0.1:1/pause?why=file:/x&token=env:HOOK";
+        let call = HttpCall {
+            url: written.to_owned(),
+            method: "POST".to_owned(),
+            headers: BTreeMap::new(),
+            body: None,
+            expect: Vec::new(),
+        };
+        let act = resolve(&call, &|secret| Ok(format!("value & of {}", secret.0))).expect("right");
+        let Act::Http { url, .. } = &act else { panic!("{act}") };
+        assert_eq!(url, "http://127.0.0.1:1/pause?why=file%3A%2Fx&token=value+%26+of+env%3AHOOK");
+        assert_eq!(act.to_string(), "POST http://127.0.0.1:1/pause");
+        let plain = HttpCall { url: "http://x/a?b=c%20d".to_owned(), ..call };
+        let Act::Http { url, .. } = resolve(&plain, &|_| Ok(String::new())).expect("right") else { panic!() };
+        assert_eq!(url, "http://x/a?b=c%20d");
+    }
 }

@@ -21,6 +21,7 @@ use stillpoint_core::platform::{PauseStep, Secret, Store};
 use crate::secrets;
 
 pub(crate) use command::kill_group;
+pub(crate) use http::names_a_secret;
 pub use sql::{Databases, OpenDatabase};
 
 /// Bytes of a hook's answer or output that an error shows at most.
