@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
@@ -17,6 +18,10 @@ use super::{Entry, Head, Replay};
 
 /// Ended journals that are kept for people, per platform.
 const ENDED_KEPT: usize = 20;
+
+/// How often, and how far apart, a lock is looked at before it counts as held.
+const LOCK_LOOKS: u32 = 20;
+const LOCK_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Length of the frame before each line: 8 hex digits of length, 16 of checksum, two spaces.
 const FRAME_BYTES: usize = 8 + 1 + 16 + 1;
@@ -46,13 +51,17 @@ fn sync_folder(path: &Path) -> Result<()> {
     File::open(path).and_then(|folder| folder.sync_all()).or_io(|| format!("cannot sync `{}`", path.display()))
 }
 
-/// Takes the lock without waiting; `false` if another process holds it.
+/// Takes the lock; `false` if another process holds it, and not only for the instant in which a
+/// child that is being started still has all the descriptors of its parent.
 fn lock(file: &File, path: &Path) -> Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(Error::io(format!("cannot lock `{}`", path.display()), error.into())),
+    for _ in 0..LOCK_LOOKS {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_LOOK_EVERY),
+            Err(error) => return Err(Error::io(format!("cannot lock `{}`", path.display()), error.into())),
+        }
     }
+    Ok(false)
 }
 
 impl Journal {
