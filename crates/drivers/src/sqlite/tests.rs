@@ -122,7 +122,15 @@ impl Writer {
             while !stop.load(Ordering::SeqCst) {
                 n += 1;
                 begun.store(n, Ordering::SeqCst);
-                connection.execute("INSERT INTO log VALUES (?1, ?2)", params![n, "x".repeat(100)]).unwrap();
+                // Beside a reader of a rollback journal a writer may be told that it is busy: nothing
+                // was written then, and it tries the same row again.
+                loop {
+                    match connection.execute("INSERT INTO log VALUES (?1, ?2)", params![n, "x".repeat(100)]) {
+                        Ok(_) => break,
+                        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => {}
+                        Err(error) => panic!("row {n}: {error}"),
+                    }
+                }
                 acknowledged.store(n, Ordering::SeqCst);
             }
         });
