@@ -97,19 +97,39 @@ impl Runs {
     }
 
     fn decode(&mut self, pack: &Id, entries: &[PackEntry]) -> Result<Vec<u8>> {
+        match self.decode_from(pack, entries) {
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
+                let mut plain = Vec::new();
+                for entry in entries {
+                    plain.extend_from_slice(&self.decode_anywhere(entry)?);
+                }
+                Ok(plain)
+            }
+            other => other,
+        }
+    }
+
+    /// One blob, once more and wherever a copy of it lies: what came over a wire may have been
+    /// torn on the way, and what lay in a damaged pack may have been stored anew.
+    fn decode_anywhere(&mut self, entry: &PackEntry) -> Result<Vec<u8>> {
+        let copies: Vec<Location> = self.loader.index().locations(entry.kind, &entry.id).collect();
+        let mut failure = Error::new(Kind::Corrupt, "a blob is in no pack").context("blob", entry.id);
+        for Location { pack, entry } in copies {
+            match self.decode_from(&pack, &[entry]) {
+                Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => failure = error,
+                other => return other,
+            }
+        }
+        Err(failure)
+    }
+
+    fn decode_from(&mut self, pack: &Id, entries: &[PackEntry]) -> Result<Vec<u8>> {
         let name = FileKind::Pack.name(pack);
         let base = u64::from(entries[0].offset);
         let length = entries.iter().map(|entry| u64::from(entry.length)).sum();
-        let mut again = false;
-        loop {
-            let data = self.loader.repository().depot().read_range(&name, base, length)?;
-            match decode_all(&mut self.decoder, self.loader.repository(), &data, base, entries) {
-                Err(_) if !again => again = true, // What came over a wire may have been torn on the way.
-                other => {
-                    return other.map_err(|error| error.context("needed by", &self.name).context("pack", &name));
-                }
-            }
-        }
+        let named = |error: Error| error.context("needed by", &self.name).context("pack", &name);
+        let data = self.loader.repository().depot().read_range(&name, base, length).map_err(named)?;
+        decode_all(&mut self.decoder, self.loader.repository(), &data, base, entries).map_err(named)
     }
 }
 

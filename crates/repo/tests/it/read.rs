@@ -126,9 +126,6 @@ fn files_are_read_from_their_begin_and_look_ups_answer() {
     let mut data = Vec::new();
     tree.open(&path("large")).unwrap().read_to_end(&mut data).unwrap();
     assert_eq!(data, noise(77, 9_000_000));
-    let mut first = [0; 10];
-    tree.open(&path("large")).unwrap().read_exact(&mut first).unwrap();
-    assert_eq!(first, data[..10]);
     trace.reset();
     for file in 0..100 {
         let node = tree.get(&path(&format!("folder-3/file-{file:03}"))).unwrap().unwrap();
@@ -136,6 +133,10 @@ fn files_are_read_from_their_begin_and_look_ups_answer() {
         assert!(tree.get(&path(&format!("folder-3/file-{file:03}-not"))).unwrap().is_none());
     }
     assert_eq!(trace.reset().of(Verb::Read), 0, "directories that were read stay at hand");
+    // Not before the count: whoever reads ahead may still do so when the reader is gone.
+    let mut first = [0; 10];
+    tree.open(&path("large")).unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(first, data[..10]);
     assert!(tree.get(&path("folder-3/file-000/below-a-file")).unwrap().is_none());
     assert_eq!(tree.open(&path("folder-9/x")).map(|_| ()).unwrap_err().kind(), Kind::NotFound);
     assert_eq!(tree.open(&path("folder-1")).map(|_| ()).unwrap_err().kind(), Kind::Config);
