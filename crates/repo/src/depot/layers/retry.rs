@@ -139,19 +139,21 @@ impl Depot for Retry {
         let mut shown: HashSet<u128> = HashSet::new();
         // An error of the visitor is not the depot's, so it is carried around the repetition.
         let mut refused: Option<Error> = None;
+        let mut seen_enough = false;
         self.repeat("list", |number| {
-            self.inner.list(prefix, &mut |object| {
+            let listed = self.inner.list(prefix, &mut |object| {
                 if !shown.insert(mark(&object.name)) && number > 0 {
                     return Ok(true);
                 }
-                match visit(object) {
-                    Ok(go_on) => Ok(go_on),
-                    Err(error) => {
-                        refused = Some(error);
-                        Ok(false)
-                    }
-                }
-            })
+                let go_on = visit(object).unwrap_or_else(|error| {
+                    refused = Some(error);
+                    false
+                });
+                seen_enough |= !go_on;
+                Ok(go_on)
+            });
+            // A visitor that has seen enough is not called again, whatever became of the listing.
+            if seen_enough { Ok(()) } else { listed }
         })?;
         refused.map_or(Ok(()), Err)
     }
