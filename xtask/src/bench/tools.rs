@@ -41,6 +41,21 @@ pub struct Place {
     pub input: PathBuf,
     /// Whether to compress.
     pub compress: bool,
+    /// Where the repository lies if not in the home: a bucket of its own on an S3 server.
+    pub server: Option<Server>,
+}
+
+/// A bucket on an S3 server.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Host and port, reached over plain HTTP.
+    pub address: String,
+    /// Who may write.
+    pub access_key_id: String,
+    /// And by which secret; given to tools in their environment.
+    pub secret_access_key: String,
+    /// The bucket, which exists and is empty.
+    pub bucket: String,
 }
 
 impl Place {
@@ -102,7 +117,14 @@ impl Tool {
             Kind::Restic => self.restic(place, &["init"]),
             Kind::Borg => self.borg(place, &["init", "--encryption", "repokey-blake2"], &[]),
             Kind::Rustic => self.rustic(place, &["init"]),
-            Kind::Kopia => self.kopia(place, &["repository", "create", "filesystem", "--path"], &[&place.repository()]),
+            Kind::Kopia => match &place.server {
+                None => self.kopia(place, &["repository", "create", "filesystem", "--path"], &[&place.repository()]),
+                Some(server) => {
+                    let mut command = self.kopia(place, &["repository", "create", "s3", "--disable-tls"], &[]);
+                    command.args(["--bucket", &server.bucket, "--endpoint", &server.address]);
+                    command
+                }
+            },
         };
         super::measure::run(&mut command)?;
         if self.kind == Kind::Kopia {
@@ -196,12 +218,18 @@ impl Tool {
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(place.home.join("platform.yaml")).args(args);
         command.env("XDG_STATE_HOME", place.home.join("state"));
+        credentials(&mut command, place);
         command
     }
 
     fn restic(&self, place: &Place, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--repo").arg(place.repository()).arg("--no-cache").args(args).env("RESTIC_PASSWORD", PASSWORD);
+        let repository = match &place.server {
+            Some(server) => format!("s3:http://{}/{}", server.address, server.bucket),
+            None => place.repository().display().to_string(),
+        };
+        command.args(["--repo", &repository, "--no-cache"]).args(args).env("RESTIC_PASSWORD", PASSWORD);
+        credentials(&mut command, place);
         command
     }
 
@@ -224,16 +252,30 @@ impl Tool {
         command.args(args).args(paths).env("KOPIA_PASSWORD", PASSWORD).env("HOME", &place.home);
         command.env("KOPIA_CONFIG_PATH", place.home.join("kopia.config")).env("KOPIA_CHECK_FOR_UPDATES", "false");
         command.env("KOPIA_CACHE_DIRECTORY", place.home.join("cache")).arg("--disable-file-logging");
+        credentials(&mut command, place);
         command
+    }
+}
+
+fn credentials(command: &mut Command, place: &Place) {
+    if let Some(server) = &place.server {
+        command.env("AWS_ACCESS_KEY_ID", &server.access_key_id).env("AWS_SECRET_ACCESS_KEY", &server.secret_access_key);
     }
 }
 
 fn write_platform(place: &Place) -> Result<(), String> {
     let compression = if place.compress { "auto" } else { "none" };
+    let bucket = match &place.server {
+        None => place.repository().display().to_string(),
+        Some(server) => format!(
+            "s3://{}\n  options: {{ endpoint: \"http://{}\", region: us-east-1, allow_http: \"true\" }}\n  credentials: \
+             {{ access_key_id: env:AWS_ACCESS_KEY_ID, secret_access_key: env:AWS_SECRET_ACCESS_KEY }}",
+            server.bucket, server.address
+        ),
+    };
     let text = format!(
-        "apiVersion: stillpoint.dev/v1\nplatform: bench\nenvironment: bench\nbucket:\n  url: {}\n  key: file:{}\n  \
+        "apiVersion: stillpoint.dev/v1\nplatform: bench\nenvironment: bench\nbucket:\n  url: {bucket}\n  key: file:{}\n  \
          compression: {compression}\nstores:\n  data:\n    driver: files\n    path: {}\n",
-        place.repository().display(),
         place.home.join("bench.key").display(),
         place.input.display(),
     );

@@ -43,13 +43,13 @@ pub fn run(root: &Path, command: &RigCommand) -> Result<(), String> {
             for name in names {
                 let rig = Rig::load(root, name)?;
                 obtain::obtain(&rig, &cache, false)?;
-                given.extend(serve::up(&rig, &cache)?);
+                given.extend(serve::up(&rig, &cache, &serve::folder(&cache, name))?);
             }
             print_given(&given, *json)
         }
         RigCommand::Down { names } => {
             let names = if names.is_empty() { serve::running(&cache) } else { names.clone() };
-            names.iter().try_for_each(|name| serve::down(&cache, name))
+            names.iter().try_for_each(|name| serve::down(&serve::folder(&cache, name)))
         }
         RigCommand::List => {
             let running = serve::running(&cache);
@@ -72,12 +72,22 @@ pub fn obtain(rig: &Rig, gently: bool) -> Result<(), String> {
 pub fn up(rig: &Rig) -> Result<(BTreeMap<String, String>, bool), String> {
     let cache = cache()?;
     let before = serve::running(&cache).contains(&rig.name);
-    Ok((serve::up(rig, &cache)?, before))
+    Ok((serve::up(rig, &cache, &serve::folder(&cache, &rig.name))?, before))
 }
 
 /// Stops the rig and removes its data; no error if it does not run.
 pub fn down(name: &str) -> Result<(), String> {
-    serve::down(&cache()?, name)
+    serve::down(&serve::folder(&cache()?, name))
+}
+
+/// Starts a server of the rig beside the one for tests, with all its state in `folder`.
+pub fn up_in(rig: &Rig, folder: &Path) -> Result<BTreeMap<String, String>, String> {
+    serve::up(rig, &cache()?, folder)
+}
+
+/// Stops what [`up_in`] started, and removes its folder.
+pub fn down_in(folder: &Path) -> Result<(), String> {
+    serve::down(folder)
 }
 
 fn cache() -> Result<PathBuf, String> {

@@ -17,13 +17,13 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Starts the server unless it runs, waits until it answers, and returns what tests are given.
-pub fn up(rig: &Rig, cache: &Path) -> Result<BTreeMap<String, String>, String> {
-    let folder = folder(cache, &rig.name);
-    if process(&folder).is_some() {
+/// `folder` is where its state lies while it runs.
+pub fn up(rig: &Rig, cache: &Path, folder: &Path) -> Result<BTreeMap<String, String>, String> {
+    if process(folder).is_some() {
         let text = std::fs::read_to_string(folder.join("give.json")).map_err(|error| error.to_string())?;
         return serde_json::from_str(&text).map_err(|error| error.to_string());
     }
-    down(cache, &rig.name)?;
+    down(folder)?;
     let data = folder.join("data");
     std::fs::create_dir_all(&data).map_err(|error| format!("{}: {error}", data.display()))?;
     // The port is free now; if someone else is faster, the server fails and says so.
@@ -39,7 +39,7 @@ pub fn up(rig: &Rig, cache: &Path) -> Result<BTreeMap<String, String>, String> {
     let log = std::fs::File::create(folder.join("log")).map_err(|error| error.to_string())?;
     let errors = log.try_clone().map_err(|error| error.to_string())?;
     let mut command = Command::new(&args[0]);
-    command.args(&args[1..]).envs(&rig.environment).current_dir(&folder);
+    command.args(&args[1..]).envs(&rig.environment).current_dir(folder);
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
     // A group of its own, so that Ctrl-C at the terminal does not reach it before `down` does.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -51,7 +51,7 @@ pub fn up(rig: &Rig, cache: &Path) -> Result<BTreeMap<String, String>, String> {
         let ended = child.try_wait().map_err(|error| error.to_string())?;
         if ended.is_some() || begun.elapsed() > READY_WITHIN {
             let text = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
-            down(cache, &rig.name)?;
+            down(folder)?;
             return Err(format!(
                 "rig {} did not start: {}",
                 rig.name,
@@ -67,19 +67,18 @@ pub fn up(rig: &Rig, cache: &Path) -> Result<BTreeMap<String, String>, String> {
 }
 
 /// Stops the server and removes everything it had.
-pub fn down(cache: &Path, name: &str) -> Result<(), String> {
-    let folder = folder(cache, name);
-    if let Some(pid) = process(&folder) {
+pub fn down(folder: &Path) -> Result<(), String> {
+    if let Some(pid) = process(folder) {
         signal(pid, "-TERM");
         let begun = Instant::now();
-        while process(&folder).is_some() && begun.elapsed() < STOPPED_WITHIN {
+        while process(folder).is_some() && begun.elapsed() < STOPPED_WITHIN {
             std::thread::sleep(Duration::from_millis(20));
         }
-        if process(&folder).is_some() {
+        if process(folder).is_some() {
             signal(pid, "-KILL");
         }
     }
-    match std::fs::remove_dir_all(&folder) {
+    match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", folder.display())),
         _ => Ok(()),
     }
@@ -92,7 +91,8 @@ pub fn running(cache: &Path) -> Vec<String> {
     alive.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-fn folder(cache: &Path, name: &str) -> PathBuf {
+/// Where the state of the rig `name` lies while it runs for tests.
+pub fn folder(cache: &Path, name: &str) -> PathBuf {
     cache.join("run").join(name)
 }
 

@@ -69,7 +69,7 @@ pub(crate) fn fetch<W: Wanted>(
     let one = || {
         let mut decoder = Decoder::new();
         while !shared.stop.load(Ordering::Relaxed)
-            && let Some(run) = next_run(&mut lock(&shared.cursor), wanted)
+            && let Some(run) = shared.next(wanted)
         {
             let result = context.check().and_then(|()| {
                 let pack = FileKind::Pack.name(&packs[wanted[run.start].pack() as usize]);
@@ -94,6 +94,13 @@ struct Shared {
     cursor: Mutex<usize>,
     stop: AtomicBool,
     failure: Mutex<Option<Error>>,
+}
+
+impl Shared {
+    /// The next run, of its own function so that the cursor is free while the run is carried out.
+    fn next<W: Wanted>(&self, wanted: &[W]) -> Option<Range<usize>> {
+        next_run(&mut lock(&self.cursor), wanted)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
