@@ -109,7 +109,8 @@ fn install_packages(tally: &mut Tally) {
     };
     println!("installing {}", missing.join(" "));
     let install = [&["install", "--no-install-recommends"], &missing[..]].concat();
-    if !apt(&install) && !(apt(&["update"]) && apt(&install)) {
+    let is_installed = apt(&install) || (apt(&["update"]) && apt(&install));
+    if !is_installed {
         tally.skipped.push(format!("packages: {} could not be installed", missing.join(" ")));
     }
 }

@@ -146,8 +146,8 @@ mod tests {
             let rest = &data[begin..];
             let mut hash = 0_u64;
             let mut length = rest.len().min(CHUNK_BYTES_MAX);
-            for at in CHUNK_BYTES_MIN..length {
-                hash = (hash << 1).wrapping_add(chunker.gear[usize::from(rest[at])]);
+            for (at, byte) in rest.iter().enumerate().take(length).skip(CHUNK_BYTES_MIN) {
+                hash = (hash << 1).wrapping_add(chunker.gear[usize::from(*byte)]);
                 let bits = if at < CHUNK_BYTES_NORMAL { 21 } else { 19 };
                 if hash << 1 >> (64 - bits) == 0 {
                     length = at + 1;

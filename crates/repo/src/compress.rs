@@ -105,7 +105,7 @@ impl Compressor {
             return Ok(manner);
         }
         // Aligned to four, for the numbers that dense is meant for.
-        let from = data.len() / 2 & !3;
+        let from = (data.len() / 2) & !3;
         let sample = &data[from..from + SAMPLE_BYTES];
         let mut lengths = [0; 3];
         for (length, context) in lengths.iter_mut().zip(&mut self.contexts) {

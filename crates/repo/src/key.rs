@@ -251,7 +251,7 @@ mod tests {
             let text = key.text();
             prop_assert_eq!(KeyFile::parse(&text).unwrap(), key.clone());
             let sloppy = text.to_lowercase().replace('-', " ").replacen("stillpoint key 1", "stillpoint-key-1", 1);
-            prop_assert_eq!(KeyFile::parse(&sloppy.replace('0', "o").replace("-key-1", "-key-1")).unwrap(), key);
+            prop_assert_eq!(KeyFile::parse(&sloppy.replace('0', "o")).unwrap(), key);
             let place = PREFIX.len() + 1 + at + at / GROUP_CHARS;
             let mut wrong = text.clone().into_bytes();
             wrong[place] = DIGITS[digit];
@@ -263,7 +263,7 @@ mod tests {
         #[test]
         fn other_text_never_panics(text: String) {
             prop_assert!(KeyFile::parse(&text).is_err());
-            let _ = KeyFile::parse(&format!("{PREFIX}{text}"));
+            drop(KeyFile::parse(&format!("{PREFIX}{text}")));
         }
     }
 

@@ -6,13 +6,14 @@ use std::process::Command;
 
 use super::BenchArgs;
 use super::measure::{Run, median, run as measure};
+use super::server::S3Server;
 use super::table::Row;
 use super::tools::{Kind, Place, Tool, find};
 
 /// Figures by case, tool label and metric, one value a round.
 type Figures = BTreeMap<(&'static str, String, &'static str), Vec<f64>>;
 
-/// The cases in the order of the table, with the goals by peer: ratio of seconds.
+/// The goals by case and peer: ratio of seconds. Over S3 the same hold.
 const GOALS: &[(&str, Kind, f64)] = &[
     ("first backup", Kind::Restic, 0.30),
     ("first backup", Kind::Kopia, 0.50),
@@ -25,11 +26,46 @@ const GOALS: &[(&str, Kind, f64)] = &[
     ("verify", Kind::Restic, 0.45),
 ];
 
+/// The names of the six jobs where the repository is a folder, and where it is on an S3 server.
+const FOLDER: Names = Names {
+    first: "first backup",
+    unchanged: "no change",
+    verify: "verify",
+    restore: "restore",
+    compared: "restore, compared",
+    changed: "1 % changed",
+};
+const S3: Names = Names {
+    first: "s3 first backup",
+    unchanged: "s3 no change",
+    verify: "s3 verify",
+    restore: "s3 restore",
+    compared: "s3 restore, compared",
+    changed: "s3 1 % changed",
+};
+
+/// What a job may touch at most: a copy of the input, and its own memory.
+const MEMORY_BYTES: u64 = 3 << 30;
+
 /// Peak memory that no case may exceed, in MB; and with a million small files.
 const PEAK_MB: f64 = 120.0;
 const PEAK_MILLION_MB: f64 = 400.0;
 
+/// What the jobs of a round are called in the table.
+#[derive(Clone, Copy)]
+struct Names {
+    first: &'static str,
+    unchanged: &'static str,
+    verify: &'static str,
+    /// Every blob is checked as it is read.
+    restore: &'static str,
+    /// And what was written is read back and compared.
+    compared: &'static str,
+    changed: &'static str,
+}
+
 struct Bench<'a> {
+    root: &'a Path,
     args: &'a BenchArgs,
     tools: Vec<Tool>,
     figures: Figures,
@@ -42,7 +78,7 @@ pub fn run(root: &Path, args: &BenchArgs) -> Result<Vec<Row>, String> {
     let names: Vec<&str> = tools.iter().map(|tool| tool.label.as_str()).collect();
     println!("tools: {}", names.join(", "));
     std::fs::create_dir_all(&args.dir).map_err(|error| error.to_string())?;
-    let mut bench = Bench { args, tools, figures: Figures::new() };
+    let mut bench = Bench { root, args, tools, figures: Figures::new() };
     let outcome = bench.all_cases();
     std::fs::remove_dir_all(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
     outcome?;
@@ -61,12 +97,20 @@ fn build(root: &Path) -> Result<PathBuf, String> {
 
 impl Bench<'_> {
     fn wants(&self, case: &str) -> bool {
-        if self.args.cases.is_empty() { case != "million" } else { self.args.cases.iter().any(|wanted| wanted == case) }
+        if self.args.cases.is_empty() {
+            case != "million" && case != "s3"
+        } else {
+            self.args.cases.iter().any(|wanted| wanted == case)
+        }
     }
 
     fn all_cases(&mut self) -> Result<(), String> {
-        if ["files", "first backup", "no change", "1 % changed", "restore", "verify"].iter().any(|c| self.wants(c)) {
-            self.main_rounds()?;
+        let main = ["files", "first backup", "no change", "1 % changed", "restore", "verify"];
+        if main.iter().any(|case| self.wants(case)) {
+            self.main_rounds(FOLDER)?;
+        }
+        if self.wants("s3") {
+            self.main_rounds(S3)?;
         }
         if self.wants("no compression") {
             self.uncompressed_rounds()?;
@@ -82,7 +126,23 @@ impl Bench<'_> {
 
     fn place(&self, tool: &Tool, input: &Path, compress: bool) -> Place {
         let home = self.args.dir.join(tool.label.replace([' ', '.'], "-"));
-        Place { home, input: input.to_owned(), compress }
+        Place { home, input: input.to_owned(), compress, server: None }
+    }
+
+    /// The tools in the order of this round: each is first, last and between in its turn.
+    fn in_turn(&self, round: usize) -> Vec<Tool> {
+        let mut tools = self.tools.clone();
+        let count = tools.len();
+        tools.rotate_left(round % count);
+        tools
+    }
+
+    /// Runs and times one job, with the memory that it will touch warm.
+    fn job(&mut self, case: &'static str, tool: &Tool, command: &mut Command) -> Result<(), String> {
+        warm_memory(&self.args.dir, (MEMORY_BYTES as f64 * self.args.scale.min(1.0)) as u64)?;
+        let run = measure(command)?;
+        self.note(case, tool, run);
+        Ok(())
     }
 
     fn note(&mut self, case: &'static str, tool: &Tool, run: Run) {
@@ -95,57 +155,78 @@ impl Bench<'_> {
         self.figures.entry((case, tool.label.clone(), metric)).or_default().push(value);
     }
 
-    fn main_rounds(&mut self) -> Result<(), String> {
+    fn main_rounds(&mut self, names: Names) -> Result<(), String> {
         let input = self.args.dir.join("input");
         generate(&input, self.args.scale)?;
         for round in 0..self.args.rounds {
-            println!("round {} of {}", round + 1, self.args.rounds);
-            for tool in self.tools.clone() {
-                self.first_jobs(&tool, &input)?;
+            println!("{}: round {} of {}", names.first, round + 1, self.args.rounds);
+            let server = match names.first == S3.first {
+                true => Some(S3Server::start(self.root, &self.args.dir.join("s3"))?),
+                false => None,
+            };
+            let outcome = self.round(names, round, &input, server.as_ref());
+            if let Some(server) = server {
+                server.stop()?;
             }
-            change(&input, round as u64)?;
-            for tool in self.tools.clone() {
-                let place = self.place(&tool, &input, true);
-                let before = size_mb(&place.repository())?;
-                let run = measure(&mut tool.backup(&place))?;
-                self.note("1 % changed", &tool, run);
-                self.add("1 % changed", &tool, "new_mb", size_mb(&place.repository())? - before);
-                remove(&place.home)?;
-            }
+            outcome?;
         }
         remove(&input)
     }
 
-    fn first_jobs(&mut self, tool: &Tool, input: &Path) -> Result<(), String> {
-        let place = self.place(tool, input, true);
-        tool.init(&place)?;
-        let run = measure(&mut tool.backup(&place))?;
-        self.note("first backup", tool, run);
-        self.add("first backup", tool, "stored_mb", size_mb(&place.repository())?);
-        let run = measure(&mut tool.backup(&place))?;
-        self.note("no change", tool, run);
-        let mut verify = tool.verify(&place)?;
-        let run = measure(&mut verify)?;
-        self.note("verify", tool, run);
-        let mut restore = tool.restore(&place)?;
-        let run = measure(&mut restore)?;
-        self.note("restore", tool, run);
-        same_size(input, &place.output())?;
-        remove(&place.output())
+    /// All jobs once: every tool does one before any does the next.
+    fn round(&mut self, names: Names, round: usize, input: &Path, server: Option<&S3Server>) -> Result<(), String> {
+        let mut contestants = Vec::new();
+        for (number, tool) in self.in_turn(round).into_iter().enumerate() {
+            let can = server.is_none() || matches!(tool.kind, Kind::Stillpoint | Kind::Restic | Kind::Kopia);
+            if !can {
+                continue;
+            }
+            let mut place = self.place(&tool, input, true);
+            place.server = server.map(|server| server.bucket(&format!("bench-{number}"))).transpose()?;
+            tool.init(&place)?;
+            contestants.push((tool, place));
+        }
+        for (tool, place) in &contestants {
+            self.job(names.first, tool, &mut tool.backup(place))?;
+            if server.is_none() {
+                self.add(names.first, tool, "stored_mb", size_mb(&place.repository())?);
+            }
+        }
+        for (tool, place) in &contestants {
+            self.job(names.unchanged, tool, &mut tool.backup(place))?;
+        }
+        for (tool, place) in &contestants {
+            self.job(names.verify, tool, &mut tool.verify(place)?)?;
+        }
+        for (case, compare) in [(names.restore, false), (names.compared, true)] {
+            for (tool, place) in contestants.iter().filter(|(tool, _)| !compare || tool.compares()) {
+                self.job(case, tool, &mut tool.restore(place, compare)?)?;
+                same_size(input, &place.output())?;
+                remove(&place.output())?;
+            }
+        }
+        change(input, round as u64)?;
+        for (tool, place) in &contestants {
+            let before = if server.is_none() { size_mb(&place.repository())? } else { 0.0 };
+            self.job(names.changed, tool, &mut tool.backup(place))?;
+            if server.is_none() {
+                self.add(names.changed, tool, "new_mb", size_mb(&place.repository())? - before);
+            }
+        }
+        contestants.iter().try_for_each(|(_, place)| remove(&place.home))
     }
 
     fn uncompressed_rounds(&mut self) -> Result<(), String> {
         let input = self.args.dir.join("input");
         generate(&input, self.args.scale)?;
-        for _ in 0..self.args.rounds {
-            for tool in self.tools.clone() {
+        for round in 0..self.args.rounds {
+            for tool in self.in_turn(round) {
                 if tool.kind == Kind::Rustic {
                     continue; // rustic 0.9 sets compression per repository, not per run
                 }
                 let place = self.place(&tool, &input, false);
                 tool.init(&place)?;
-                let run = measure(&mut tool.backup(&place))?;
-                self.note("no compression", &tool, run);
+                self.job("no compression", &tool, &mut tool.backup(&place))?;
                 remove(&place.home)?;
             }
         }
@@ -159,12 +240,11 @@ impl Bench<'_> {
         std::fs::create_dir_all(&stream).map_err(|error| error.to_string())?;
         concatenate(&input, &stream.join("stream.bin"))?;
         remove(&input)?;
-        for _ in 0..self.args.rounds {
-            for tool in self.tools.clone() {
+        for round in 0..self.args.rounds {
+            for tool in self.in_turn(round) {
                 let place = self.place(&tool, &stream, true);
                 tool.init(&place)?;
-                let run = measure(&mut tool.backup(&place))?;
-                self.note("one stream", &tool, run);
+                self.job("one stream", &tool, &mut tool.backup(&place))?;
                 remove(&place.home)?;
             }
         }
@@ -179,14 +259,10 @@ impl Bench<'_> {
         let tool = self.tools[0].clone();
         let place = self.place(&tool, &input, true);
         tool.init(&place)?;
-        let run = measure(&mut tool.backup(&place))?;
-        self.note("million first", &tool, run);
-        let run = measure(&mut tool.backup(&place))?;
-        self.note("million no change", &tool, run);
-        let run = measure(&mut tool.restore(&place)?)?;
-        self.note("million restore", &tool, run);
-        let run = measure(&mut tool.verify(&place)?)?;
-        self.note("million verify", &tool, run);
+        self.job("million first", &tool, &mut tool.backup(&place))?;
+        self.job("million no change", &tool, &mut tool.backup(&place))?;
+        self.job("million restore", &tool, &mut tool.restore(&place, true)?)?;
+        self.job("million verify", &tool, &mut tool.verify(&place)?)?;
         remove(&place.home)?;
         remove(&input)
     }
@@ -225,7 +301,9 @@ impl Bench<'_> {
 
 fn goal(case: &str, metric: &str, peer: Kind) -> Option<f64> {
     match metric {
-        "seconds" => GOALS.iter().find(|(c, k, _)| *c == case && *k == peer).map(|(_, _, goal)| *goal),
+        "seconds" => {
+            GOALS.iter().find(|(c, k, _)| *c == case.trim_start_matches("s3 ") && *k == peer).map(|(_, _, goal)| *goal)
+        }
         "stored_mb" | "new_mb" if peer == Kind::Restic => Some(1.0),
         _ => None,
     }
@@ -236,6 +314,20 @@ fn generate(input: &Path, scale: f64) -> Result<(), String> {
         remove(input)?;
     }
     stillpoint_testkit::corpus::generate(input, scale).map_err(|error| format!("{}: {error}", input.display()))
+}
+
+/// Has the host give this much memory to the machine before a job is timed, by writing a file and
+/// removing it. A virtual machine gives back memory that is free for seconds, and whoever touches it
+/// next pays several times the price of writing; that would be a lottery between the tools.
+fn warm_memory(folder: &Path, bytes: u64) -> Result<(), String> {
+    let path = folder.join("warm");
+    let describe = |error: std::io::Error| format!("{}: {error}", path.display());
+    let mut file = std::fs::File::create(&path).map_err(describe)?;
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..bytes >> 20 {
+        std::io::Write::write_all(&mut file, &zeros).map_err(describe)?;
+    }
+    std::fs::remove_file(&path).map_err(describe)
 }
 
 /// Rewrites about 1 % of the bytes of the big files, in place, in a few spots; differs by round.

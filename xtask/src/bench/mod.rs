@@ -6,6 +6,7 @@
 
 mod files;
 mod measure;
+mod server;
 mod table;
 mod tools;
 
@@ -29,7 +30,7 @@ pub struct BenchArgs {
     /// Share of the full input, 1.0 = 2 GB. Smaller ones are for trying the bench itself.
     #[arg(long, default_value_t = 1.0)]
     pub scale: f64,
-    /// Only these cases, by name; default all but `million`, which must be asked for.
+    /// Only these cases, by name; default all but `s3` and `million`, which must be asked for.
     #[arg(long, value_delimiter = ',')]
     pub cases: Vec<String>,
     /// Only these peers; default all that are found.

@@ -163,18 +163,24 @@ impl Tool {
         }
     }
 
-    /// The command that restores the newest backup to [`Place::output`].
-    pub fn restore(&self, place: &Place) -> Result<Command, String> {
+    /// Whether it can read back what a restore wrote and compare it with the backup.
+    pub fn compares(&self) -> bool {
+        matches!(self.kind, Kind::Stillpoint | Kind::Restic)
+    }
+
+    /// The command that restores the newest backup to [`Place::output`]; with `compare` it reads back
+    /// what it wrote. Every blob is checked against its hash as it is read in either case.
+    pub fn restore(&self, place: &Place, compare: bool) -> Result<Command, String> {
         let output = place.output();
         Ok(match self.kind {
             Kind::Stillpoint => {
                 let mut command = self.stillpoint(place, &["restore", "latest", "--yes", "--to"]);
-                command.arg(&output);
+                command.arg(&output).args((!compare).then_some("--no-compare"));
                 command
             }
             Kind::Restic => {
                 let mut command = self.restic(place, &["restore", "latest", "--quiet", "--target"]);
-                command.arg(&output);
+                command.arg(&output).args(compare.then_some("--verify"));
                 command
             }
             Kind::Rustic => {

@@ -94,7 +94,7 @@ fn screen(report: &RestoreReport) -> String {
     if report.proven {
         text.push_str(&format!("proven in {elapsed}: every store equals the point\n"));
     } else if report.restored {
-        text.push_str(&format!("restored in {elapsed}, not compared: only whole stores are compared with the point\n"));
+        text.push_str(&format!("restored in {elapsed}, not compared: each byte was checked as it was read, what was written was not read back\n"));
     } else {
         text.push_str(&render::last_line("NOT proven: do not use what was restored.", exit::UNPROVEN));
     }

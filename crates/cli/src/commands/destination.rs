@@ -44,6 +44,10 @@ pub struct Options {
     /// Accept that stores of different points stand side by side afterwards.
     #[arg(long)]
     accept_mixed: bool,
+    /// Do not read back what was written. Every byte is authenticated and hashed as it comes from the
+    /// bucket all the same; the result is then called restored, not proven.
+    #[arg(long)]
+    no_compare: bool,
 }
 
 impl Options {
@@ -60,6 +64,7 @@ impl Options {
             parts,
             replace: self.replace,
             accept_mixed: self.accept_mixed,
+            compare: !self.no_compare,
             ..PlanRequest::new(self.point.as_str(), self.destination(config)?)
         })
     }

@@ -38,6 +38,9 @@ pub struct RestorePlan {
     pub replaces: bool,
     /// Whether it is accepted that stores of different points stand side by side afterwards.
     pub accepts_mixed: bool,
+    /// Whether what was written is read back and compared with the point. Without it the restore can
+    /// end `restored`, never `proven`.
+    pub compares: bool,
     /// The repository's snapshot.
     pub snapshot: String,
     /// The moment that the point shows; what came after it is lost.
@@ -256,6 +259,7 @@ mod tests {
             in_place: false,
             replaces: false,
             accepts_mixed: false,
+            compares: true,
             snapshot: "abc".to_owned(),
             cut_at: Timestamp::UNIX_EPOCH,
             steps,

@@ -48,6 +48,8 @@ pub struct PlanRequest {
     pub replace: bool,
     /// Accept that stores of different points stand side by side afterwards.
     pub accept_mixed: bool,
+    /// Read back what was written and compare it with the point.
+    pub compare: bool,
 }
 
 impl PlanRequest {
@@ -60,6 +62,7 @@ impl PlanRequest {
             parts: BTreeMap::new(),
             replace: false,
             accept_mixed: false,
+            compare: true,
         }
     }
 
@@ -73,6 +76,7 @@ impl PlanRequest {
             parts: plan.steps.iter().filter_map(part).collect(),
             replace: plan.replaces,
             accept_mixed: plan.accepts_mixed,
+            compare: plan.compares,
         }
     }
 }
@@ -158,6 +162,7 @@ pub(super) async fn draft(
         in_place,
         replaces: request.replace,
         accepts_mixed: request.accept_mixed,
+        compares: request.compare,
         snapshot: statefile.snapshot.clone(),
         cut_at: statefile.cut_at,
         steps,

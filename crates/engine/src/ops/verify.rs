@@ -47,7 +47,7 @@ pub fn run(session: &Session, name: &str, data: Data, context: &Context) -> Resu
             errors.push(format!("store `{store}`: its folder is not in the snapshot"));
         }
     }
-    let request = CheckRequest { data, snapshots: Some(vec![snapshot.id.clone()]), ..CheckRequest::default() };
+    let request = CheckRequest { data, snapshots: Some(vec![snapshot.id.clone()]) };
     let report = session.repository().check(&request, context)?;
     errors.extend(report.errors);
     let percent = match data {

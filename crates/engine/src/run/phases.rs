@@ -111,7 +111,7 @@ impl Phases {
 fn rate(history: &[(Duration, u64)]) -> u64 {
     let (Some((begin, before)), Some((end, after))) = (history.first(), history.last()) else { return 0 };
     let micros = u64::try_from(end.saturating_sub(*begin).as_micros()).unwrap_or(u64::MAX);
-    if micros == 0 { 0 } else { after.saturating_sub(*before).saturating_mul(1_000_000) / micros }
+    after.saturating_sub(*before).saturating_mul(1_000_000).checked_div(micros).unwrap_or(0)
 }
 
 /// One line for people on what a phase came to.

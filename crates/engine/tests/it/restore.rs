@@ -350,6 +350,21 @@ async fn a_forged_journal_is_not_believed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restore_without_comparison_is_restored_but_not_proven() {
+    let bed = Bed::new("uncompared");
+    bed.point().await;
+    let compared = bed.plan(&PlanRequest::new("latest", staging())).await;
+    let planned = bed.plan(&PlanRequest { compare: false, ..PlanRequest::new("latest", staging()) }).await;
+    assert_ne!(planned.hash, compared.hash, "a reviewer sees which of the two it is");
+    let report = bed.apply(&planned, &[]).await.expect("a report");
+    assert!(report.restored && !report.proven, "{report:?}");
+    for store in &report.stores {
+        assert_eq!((store.status, store.checked), (StoreStatus::Restored, 0), "{store:?}");
+    }
+    assert_eq!(bed.staging("artifacts").content().len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_part_comes_back_alone() {
     let bed = Bed::new("part");
     bed.point().await;

@@ -15,7 +15,8 @@ pub(super) struct Stores(Mutex<BTreeMap<StoreName, Option<Id>>>);
 impl Stores {
     /// Registers a store; each may come once.
     pub(super) fn begin(&self, name: &StoreName) -> Result<()> {
-        match self.lock().insert(name.clone(), None) {
+        let before = self.lock().insert(name.clone(), None);
+        match before {
             None => Ok(()),
             Some(_) => Err(Error::new(Kind::AlreadyExists, format!("store `{name}` is in this backup already"))),
         }

@@ -33,7 +33,8 @@ struct Server {
 fn server(test: &str, rig: &str, keys: [&str; 2]) -> Option<Server> {
     let get = |what: &str| std::env::var(format!("STILLPOINT_RIG_{rig}_{}", what.to_uppercase())).ok();
     let Some(endpoint) = get("endpoint") else {
-        eprintln!("SKIP {test}: rig {} does not run", rig.to_lowercase().replace('_', "-"));
+        let rig = rig.to_lowercase().replace('_', "-");
+        stillpoint_testkit::skip(test, &format!("rig {rig} does not run"));
         return None;
     };
     let options = [("endpoint", endpoint.as_str()), ("allow_http", "true")];

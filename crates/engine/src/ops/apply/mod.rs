@@ -49,8 +49,8 @@ pub struct ApplyRequest {
 pub enum StoreStatus {
     /// Restored, stamped and compared with the point: equal.
     Proven,
-    /// Restored and stamped. A part of a store is checked byte by byte while it is read, but not
-    /// compared afterwards.
+    /// Restored and stamped. A part of a store, or one whose plan does not compare, is checked byte by
+    /// byte while it is read, but not read back afterwards.
     Restored,
     /// Restored and stamped, but the comparison found differences.
     Differs,
@@ -126,7 +126,7 @@ pub struct RestoreReport {
     /// Every store is restored and compared with the point: equal; and no reference leads nowhere.
     pub proven: bool,
     /// Every store is restored, and nothing is known to be wrong. Without `proven`: a part of a store
-    /// was asked for, and parts are not compared.
+    /// was asked for, or the plan does not compare.
     #[serde(default)]
     pub restored: bool,
     /// The stores, in the order of the plan.

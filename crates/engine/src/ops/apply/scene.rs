@@ -142,6 +142,7 @@ impl<'a> Scene<'a> {
             replaces: plan.in_place || attempts > 0 || (plan.replaces && step.target.overwrites.is_some()),
             in_place: plan.in_place,
             attempts,
+            compares: plan.compares,
             is_stamped: self.record.is_stamped(store),
             fence: self.fence(step),
         })
