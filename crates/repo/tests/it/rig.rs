@@ -114,8 +114,8 @@ fn s3_conforms() {
 }
 
 #[test]
-fn s3_is_probed_as_what_it_is_and_keeps_no_trace_of_it() {
-    let Some(server) = s3("s3_is_probed_as_what_it_is_and_keeps_no_trace_of_it", "S3") else { return };
+fn s3_is_probed_as_what_it_is_and_keeps_the_record_alone() {
+    let Some(server) = s3("s3_is_probed_as_what_it_is_and_keeps_the_record_alone", "S3") else { return };
     let plain = server.open(&server.bucket());
     let found = depot::probe(&plain).expect("probe");
     assert!(found.conditional_create && found.conditional_update, "{found:?}");
@@ -124,7 +124,26 @@ fn s3_is_probed_as_what_it_is_and_keeps_no_trace_of_it() {
     let found = server.open(&bucket).capability();
     assert!(found.conditional_create && found.versioning && found.object_lock, "{found:?}");
     let versions = server.ask(&bucket, Method::GET, &[("versions", "")], &[], "");
-    assert!(!versions.contains("<Key>"), "{versions}");
+    let keys: Vec<&str> = versions.split("<Key>").skip(1).filter_map(|rest| rest.split('<').next()).collect();
+    assert_eq!(keys, ["some/prefix/capability.json"], "{versions}");
+}
+
+#[test]
+fn what_was_found_of_a_service_is_believed_for_that_service_alone() {
+    let Some(server) = s3("what_was_found_of_a_service_is_believed_for_that_service_alone", "S3") else { return };
+    let bucket = server.bucket();
+    let first = server.open(&bucket);
+    assert!(first.capability().conditional_create);
+    let record = first.read("capability.json").expect("a record").0;
+    let record = String::from_utf8(record.to_vec()).expect("text");
+    for (changed, expected) in [
+        (record.replace("true", "false"), false),
+        (record.replace("true", "false").replace(&first.location(), "s3://elsewhere"), true),
+        ("not JSON".to_owned(), true),
+    ] {
+        first.write("capability.json", &[changed.as_bytes()], &WriteMode::Replace).expect("write");
+        assert_eq!(server.open(&bucket).capability().conditional_create, expected, "{changed}");
+    }
 }
 
 #[test]

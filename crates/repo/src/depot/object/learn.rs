@@ -1,7 +1,8 @@
 //! What a service can really do, found by trying it on small objects that are taken away again.
 //!
 //! Clones of S3 differ: some refuse conditions, some ignore them silently, which is worse. Only
-//! for the makers' own services their documentation is believed.
+//! for the makers' own services their documentation is believed. What was found is written down in
+//! the bucket, because the trials cost some fifty requests: once for a service, not once a run.
 
 use std::time::Duration;
 
@@ -9,10 +10,11 @@ use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, PutResult, UpdateVersion};
 use reqwest::{Client as HttpClient, Method};
+use serde::{Deserialize, Serialize};
 use stillpoint_core::error::{Error, Kind, Result};
 
 use super::connect::Service;
-use super::{Client, DepotCapability, ObjectDepot, bridge};
+use super::{Client, Depot, DepotCapability, ObjectDepot, WriteMode, bridge};
 
 /// How many writers race for one name, and how often: a service that looks first and writes then
 /// may be lucky once.
@@ -21,8 +23,69 @@ const ROUNDS: usize = 3;
 /// How long all trials together may take.
 const TRIAL_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Tries the service. What could not be tried counts as absent, which is the safe side.
+/// Where the result of the trials lies in the bucket; not listed.
+pub(super) const RECORD: &str = "capability.json";
+
+/// What the trials found, and where: a copy of the bucket elsewhere must be tried anew.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    location: String,
+    conditional_create: bool,
+    conditional_update: bool,
+}
+
+impl Record {
+    /// What an earlier run wrote down about this very service, if it did.
+    fn load(depot: &ObjectDepot) -> Option<Self> {
+        let bytes = match depot.read(RECORD) {
+            Ok((bytes, _)) => bytes,
+            Err(error) if error.kind() == Kind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(%error, "what is known of the bucket cannot be read; it is tried again");
+                return None;
+            }
+        };
+        serde_json::from_slice(&bytes).ok().filter(|record: &Self| record.location == depot.location())
+    }
+
+    /// Writes it down. If that fails, the next run tries the service again.
+    fn keep(&self, depot: &ObjectDepot) {
+        let kept = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::internal("a record is no JSON").source(error))
+            .and_then(|json| depot.write(RECORD, &[&json], &WriteMode::Replace));
+        if let Err(error) = kept {
+            tracing::warn!(%error, "what is known of the bucket cannot be written down");
+        }
+    }
+}
+
+/// What the service can do, from the bucket's record or by trying it. What could not be tried
+/// counts as absent, which is the safe side.
 pub(super) fn capability(depot: &ObjectDepot) -> DepotCapability {
+    let client = depot.client.clone();
+    let settings = bridge::run(TRIAL_DEADLINE, async move { Ok(settings(&client).await) });
+    let settings = settings.unwrap_or_else(|error: Error| {
+        tracing::warn!(%error, "the bucket's settings could not be asked for");
+        DepotCapability::default()
+    });
+    if depot.client.well_known {
+        return DepotCapability { conditional_create: true, conditional_update: true, ..settings };
+    }
+    let record = Record::load(depot).or_else(|| {
+        let (conditional_create, conditional_update) = tried(depot)?;
+        let record = Record { location: depot.location(), conditional_create, conditional_update };
+        record.keep(depot);
+        Some(record)
+    });
+    record.map_or(settings, |record| DepotCapability {
+        conditional_create: record.conditional_create,
+        conditional_update: record.conditional_update,
+        ..settings
+    })
+}
+
+/// Whether creations and updates are conditional, found by trying; `None` if that failed.
+fn tried(depot: &ObjectDepot) -> Option<(bool, bool)> {
     let client = depot.client.clone();
     let google = depot.address.service == Service::Google;
     let path = |_| super::super::probe::random_name().and_then(|name| depot.path(&name));
@@ -32,26 +95,22 @@ pub(super) fn capability(depot: &ObjectDepot) -> DepotCapability {
         Ok(paths) => paths,
         Err(error) => {
             tracing::warn!(%error, "the bucket's abilities could not be tried");
-            return DepotCapability::default();
+            return None;
         }
     };
     let tried = bridge::run(TRIAL_DEADLINE, async move {
-        let mut capability = settings(&client).await;
-        if client.well_known {
-            capability.conditional_create = true;
-            capability.conditional_update = true;
-            return Ok(capability);
-        }
         let mut versions = Vec::new();
         let tried = try_and_race(&client, &paths[0], &paths[1..], google, &mut versions).await;
         take_away(&client, &versions, &paths).await;
-        (capability.conditional_create, capability.conditional_update) = tried?;
-        Ok(capability)
+        tried
     });
-    tried.unwrap_or_else(|error: Error| {
-        tracing::warn!(%error, "the bucket's abilities could not be tried; it is used without conditional writes");
-        DepotCapability::default()
-    })
+    match tried {
+        Ok(abilities) => Some(abilities),
+        Err(error) => {
+            tracing::warn!(%error, "the bucket's abilities could not be tried; it is used without conditional writes");
+            None
+        }
+    }
 }
 
 type Written = Vec<(Path, Option<String>)>;
@@ -173,11 +232,11 @@ async fn settings(client: &Client) -> DepotCapability {
             }
         }
     };
-    DepotCapability {
-        versioning: asks("versioning", "<Status>Enabled</Status>").await,
-        object_lock: asks("object-lock", "<ObjectLockEnabled>Enabled</ObjectLockEnabled>").await,
-        ..DepotCapability::default()
-    }
+    let (versioning, object_lock) = futures::join!(
+        asks("versioning", "<Status>Enabled</Status>"),
+        asks("object-lock", "<ObjectLockEnabled>Enabled</ObjectLockEnabled>")
+    );
+    DepotCapability { versioning, object_lock, ..DepotCapability::default() }
 }
 
 /// Sends a signed request that the common trait has no word for, and returns the body.

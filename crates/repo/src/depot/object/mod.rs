@@ -237,7 +237,9 @@ impl Depot for ObjectDepot {
         for message in receiver {
             room.add_permits(1);
             let Some(object) = self.info(message?) else { continue };
-            if object.name.starts_with(prefix) && !visit(object)? {
+            // The record is about the depot, not in it.
+            let is_content = object.name.starts_with(prefix) && object.name != learn::RECORD;
+            if is_content && !visit(object)? {
                 break;
             }
         }
