@@ -82,7 +82,7 @@ impl Bench<'_> {
 
     fn place(&self, tool: &Tool, input: &Path, compress: bool) -> Place {
         let home = self.args.dir.join(tool.label.replace([' ', '.'], "-"));
-        Place { home, input: input.to_owned(), compress }
+        Place { home, input: input.to_owned(), compress, server: None }
     }
 
     fn note(&mut self, case: &'static str, tool: &Tool, run: Run) {
