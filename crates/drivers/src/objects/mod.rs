@@ -13,7 +13,6 @@
 //! Keys become paths by [`keys`]; listings of any length are sorted on disk by [`spool`]. Versions of
 //! a bucket are not listed yet, so that a bucket with versioning is read as one without.
 
-mod address;
 mod bucket;
 mod client;
 mod config;
@@ -30,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use stillpoint_core::address;
 use stillpoint_core::capability::{Capability, PinKind, Probe};
 use stillpoint_core::driver::{
     Context, Drained, Driver, Edge, EdgeQuery, Hold, Pin, RestoreRequest, Restored, Validity, Verification,
@@ -134,7 +134,7 @@ impl Inner {
         match (&self.place, &self.settings.url) {
             (Where::Directory(directory), _) => crate::place::identity("objects", &directory.root),
             (Where::Bucket(bucket), Some(url)) => {
-                let endpoint = address::address(url, &self.settings.options, bucket.prefix())?;
+                let endpoint = address::of_bucket(url, &self.settings.options, bucket.prefix())?;
                 Ok(Identity { driver: "objects".to_owned(), native: None, endpoint })
             }
             (Where::Bucket(_), None) => Err(Error::internal("a bucket without a url")),
