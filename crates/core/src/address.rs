@@ -115,4 +115,14 @@ mod tests {
             "az://prod/a"
         );
     }
+
+    #[test]
+    fn a_service_is_found_in_every_way_to_write_an_endpoint() {
+        for endpoint in ["http://localhost:9000", "localhost:9000", "http://127.0.0.1:9000/"] {
+            assert_eq!(service(endpoint).as_deref(), Some("127.0.0.1:9000"), "{endpoint}");
+        }
+        assert_eq!(service("https://s3.eu-west-1.amazonaws.com"), None);
+        assert_eq!(compose("gs", None, "prod", ""), "gs://prod");
+        assert_eq!(compose("s3", Some("minio:9000"), "prod", "data/new"), "s3://minio:9000/prod/data/new");
+    }
 }

@@ -18,6 +18,9 @@ use stillpoint_core::id::CutId;
 use stillpoint_core::position::{Identity, Position, Stamp};
 use stillpoint_core::tree::{Sink, Tree};
 
+/// The same store's tree in an earlier point, which a drain need not copy again.
+pub(crate) type Parent<'a> = Option<&'a (dyn Tree + 'a)>;
+
 /// What `edges` hands its findings to.
 pub(crate) type Visit<'a> = &'a mut (dyn FnMut(Edge) -> Result<()> + Send + 'a);
 
@@ -28,7 +31,7 @@ pub(crate) struct Phases<S> {
     pub(crate) prepare: fn(&S, &Context) -> Result<Hold>,
     pub(crate) observe: fn(&S) -> Result<Option<Position>>,
     pub(crate) cut: fn(&S, &Context, &CutId) -> Result<Pin>,
-    pub(crate) drain: fn(&S, &Context, &Pin, &mut dyn Sink, Option<&dyn Tree>) -> Result<Drained>,
+    pub(crate) drain: fn(&S, &Context, &Pin, &mut dyn Sink, Parent<'_>) -> Result<Drained>,
     pub(crate) still_valid: fn(&S, &Pin) -> Result<Validity>,
     pub(crate) edges: fn(&S, &Context, Option<&Pin>, &EdgeQuery, Visit<'_>) -> Result<()>,
     pub(crate) release: fn(&S, &[String]) -> Result<()>,

@@ -35,11 +35,11 @@ use stillpoint_core::driver::{Context, Drained, EdgeQuery, Hold, Pin, Validity};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::id::CutId;
 use stillpoint_core::position::Identity;
-use stillpoint_core::tree::{Sink, Tree};
+use stillpoint_core::tree::Sink;
 
 pub use config::{Settings, Snapshot};
 
-use crate::phases::{Phased, Phases, Visit};
+use crate::phases::{Parent, Phased, Phases, Visit};
 use crate::{OpenRequest, Registration};
 
 /// The registry's line for this driver.
@@ -172,6 +172,7 @@ impl Files {
             endpoint: endpoints.join("+"),
         })
     }
+
     fn prepare(&self, context: &Context) -> Result<Hold> {
         // The old watch ends first: the kernel counts watches, and two may be too many.
         self.lock().prepared = None;
@@ -194,7 +195,7 @@ impl Files {
         Ok(pin)
     }
 
-    fn drain(&self, context: &Context, pin: &Pin, sink: &mut dyn Sink, parent: Option<&dyn Tree>) -> Result<Drained> {
+    fn drain(&self, context: &Context, pin: &Pin, sink: &mut dyn Sink, parent: Parent<'_>) -> Result<Drained> {
         let views = self.views(pin)?;
         let mut drained = drain::drain(&self.checked, context, &views, sink, parent.is_some())?;
         let blind = self.lock().prepared.as_ref().map(cut::Prepared::blind).unwrap_or_default();

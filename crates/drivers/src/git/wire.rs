@@ -236,8 +236,7 @@ mod tests {
         let text = format!("# pack-refs with: peeled\n{ID} refs/tags/v1\n^{ID}\n{ID} refs/x/\u{fc}\n");
         let found = parse_packed(text.as_bytes()).expect("valid");
         assert_eq!(found.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["refs/tags/v1", "refs/x/\u{fc}"]);
-        for bad in [format!("{ID} ../../etc"), format!("{ID}"), "x refs/heads/a".to_owned(), format!("{ID} refs/a..b")]
-        {
+        for bad in [format!("{ID} ../../etc"), ID.to_owned(), "x refs/heads/a".to_owned(), format!("{ID} refs/a..b")] {
             assert_eq!(parse_packed(bad.as_bytes()).expect_err(&bad).kind(), Kind::Corrupt, "{bad}");
         }
     }

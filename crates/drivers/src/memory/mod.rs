@@ -13,7 +13,7 @@
 //!
 //! A driver's pages have the same names everywhere: [`config`] checks settings, [`client`] is the
 //! only one that touches the store, [`cut`], [`drain`] and [`restore`] are the phases, and this one
-//! only connects them to the contract.
+//! only names them in a table, from which `crate::phases` makes what the engine sees. A phase may wait.
 
 mod client;
 mod config;
@@ -88,6 +88,7 @@ impl Memory {
         settings.validate()?;
         Ok(Self { settings, pin: Mutex::new(None) })
     }
+
     fn probe(&self) -> Result<Probe> {
         Ok(Probe {
             version: env!("CARGO_PKG_VERSION").to_owned(),
