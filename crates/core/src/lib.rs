@@ -5,6 +5,7 @@
 //! performs I/O, reads a clock, draws random numbers, looks at the environment or knows an async
 //! runtime; `cargo xtask tidy` checks that.
 
+pub mod address;
 pub mod capability;
 pub mod coordinator;
 pub mod driver;

@@ -5,8 +5,11 @@ pub mod files;
 pub mod git;
 pub mod memory;
 pub mod objects;
+mod phases;
 pub mod place;
 pub mod sqlite;
+#[cfg(test)]
+mod trial;
 pub mod watch;
 
 use std::collections::BTreeMap;
@@ -53,7 +56,14 @@ pub struct Registration {
 pub type Settings = BTreeMap<String, serde_json::Value>;
 
 /// Every driver, in the order in which a reader should meet them.
-pub static REGISTRY: &[&Registration] = &[&memory::REGISTRATION, &files::REGISTRATION, &sqlite::REGISTRATION, &objects::REGISTRATION, &git::REGISTRATION];
+#[rustfmt::skip] // One line per driver.
+pub static REGISTRY: &[&Registration] = &[
+    &memory::REGISTRATION,
+    &files::REGISTRATION,
+    &sqlite::REGISTRATION,
+    &objects::REGISTRATION,
+    &git::REGISTRATION,
+];
 
 /// Finds a driver by name; the error lists the names there are.
 pub fn find(name: &str) -> Result<&'static Registration> {

@@ -21,8 +21,6 @@ const FILES: &[&str] = &[
 const EXTRA: &[(&str, &str)] = &[
     // Key escaping is a format of its own, property-tested apart.
     ("objects", "keys.rs"),
-    // Where a bucket lies, written so that containment shows; the fence compares it.
-    ("objects", "address.rs"),
     // Listings of any length, sorted on disk.
     ("objects", "spool.rs"),
     // Everything asynchronous: client.rs is the directory and the interface that both share.

@@ -5,9 +5,9 @@ use std::path::Path;
 use super::Source;
 use super::shape::without_tests;
 
-/// Dependencies that core may have: data, errors and derive macros, no I/O and no runtime.
+/// Dependencies that core may have: data, errors, derive macros and parsers of text, no I/O and no runtime.
 const CORE_DEPENDENCIES: &[&str] =
-    &["async-trait", "hex", "jiff", "schemars", "serde", "serde_json", "sha2", "thiserror"];
+    &["async-trait", "hex", "jiff", "schemars", "serde", "serde_json", "sha2", "thiserror", "url"];
 
 /// Text that has no place in core, with the reason.
 const CORE_FORBIDDEN: &[(&str, &str)] = &[

@@ -30,18 +30,16 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
 use stillpoint_core::capability::{Capability, PinKind, Probe};
-use stillpoint_core::driver::{
-    Context, Drained, Driver, Edge, EdgeQuery, Hold, Pin, RestoreRequest, Restored, Validity, Verification,
-};
+use stillpoint_core::driver::{Context, Drained, EdgeQuery, Hold, Pin, Validity};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::id::CutId;
-use stillpoint_core::position::{Identity, Position, Stamp};
-use stillpoint_core::tree::{Sink, Tree};
+use stillpoint_core::position::Identity;
+use stillpoint_core::tree::Sink;
 
 pub use config::{Settings, Snapshot};
 
+use crate::phases::{Parent, Phased, Phases, Visit};
 use crate::{OpenRequest, Registration};
 
 /// The registry's line for this driver.
@@ -49,19 +47,34 @@ pub static REGISTRATION: Registration = Registration {
     name: "files",
     about: "directory trees: snapshot where the file system has them, changes detected where not",
     readme: include_str!("README.md"),
-    open: |request| Ok(Arc::new(Files::open(request)?)),
+    open: |request| Ok(Arc::new(Phased::new(Files::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
     into_folder: config::into_folder,
 };
 
-/// One store made of directories.
-#[derive(Debug, Clone)]
-pub struct Files {
-    shared: Arc<Shared>,
-}
+/// The phases. Settings and state are taken apart here, so that the pages of the phases see only
+/// what they need.
+static PHASES: Phases<Files> = Phases {
+    probe: Files::probe,
+    prepare: Files::prepare,
+    observe: |files| Ok(files.lock().prepared.as_ref().and_then(cut::Prepared::position)),
+    cut: Files::cut,
+    drain: Files::drain,
+    still_valid: Files::still_valid,
+    edges: Files::edges,
+    release: Files::release,
+    identity: Files::identity,
+    restore: |files, context, source, request| restore::restore(&files.checked, context, source, request),
+    verify: |files, context, source| restore::verify(&files.checked, context, source),
+    stamp: |files, stamp| restore::stamp(&files.checked, stamp),
+    read_stamp: |files| restore::read_stamp(&files.checked),
+    occupied: |files| restore::occupied(&files.checked),
+    execute: None,
+};
 
+/// One store made of directories.
 #[derive(Debug)]
-struct Shared {
+struct Files {
     checked: config::Checked,
     scratch: PathBuf,
     state: Mutex<State>,
@@ -76,32 +89,22 @@ struct State {
 impl Files {
     fn open(request: &OpenRequest<'_>) -> Result<Self> {
         let settings: Settings = crate::settings(request)?;
-        let shared = Shared {
+        Ok(Self {
             checked: settings.validate(request.store.as_str()).map_err(|error| error.store(request.store.as_str()))?,
             scratch: request.scratch.clone(),
             state: Mutex::default(),
-        };
-        Ok(Self { shared: Arc::new(shared) })
+        })
     }
 
-    /// Runs what blocks on a thread that may block.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Shared) -> Result<T> + Send + 'static) -> Result<T> {
-        let shared = Arc::clone(&self.shared);
-        let done = tokio::task::spawn_blocking(move || work(&shared)).await;
-        done.map_err(|error| Error::internal("a blocking task of the `files` driver panicked").source(error))?
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
     }
 
     fn views(&self, pin: &Pin) -> Result<Arc<Vec<cut::View>>> {
-        let state = self.shared.lock();
+        let state = self.lock();
         let held = state.held.as_ref().filter(|held| held.pin.cut == pin.cut);
         let held = held.ok_or_else(|| Error::new(Kind::PinLost, format!("the cut {} is not held", pin.cut)))?;
         Ok(Arc::clone(&held.views))
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().expect("no holder panics")
     }
 
     fn probe(&self) -> Result<Probe> {
@@ -169,80 +172,46 @@ impl Shared {
             endpoint: endpoints.join("+"),
         })
     }
-}
 
-#[async_trait]
-impl Driver for Files {
-    async fn probe(&self, context: &Context) -> Result<Probe> {
+    fn prepare(&self, context: &Context) -> Result<Hold> {
+        // The old watch ends first: the kernel counts watches, and two may be too many.
+        self.lock().prepared = None;
+        let (prepared, hold) = cut::prepare(&self.checked, context, &self.scratch)?;
+        self.lock().prepared = Some(prepared);
+        Ok(hold)
+    }
+
+    fn cut(&self, context: &Context, cut: &CutId) -> Result<Pin> {
         context.check()?;
-        self.blocking(Shared::probe).await
+        let mut state = self.lock();
+        if let Some(held) = state.held.as_ref().filter(|held| held.pin.cut == *cut) {
+            return Ok(held.pin.clone());
+        }
+        cut::release(&self.checked, state.held.take(), &[])?;
+        let prepared = state.prepared.as_mut().ok_or_else(|| Error::internal("a cut before `prepare`"))?;
+        let held = prepared.cut(&self.checked, cut)?;
+        let pin = held.pin.clone();
+        state.held = Some(held);
+        Ok(pin)
     }
 
-    async fn prepare(&self, context: &Context) -> Result<Hold> {
-        let context = context.clone();
-        self.blocking(move |shared| {
-            // The old watch ends first: the kernel counts watches, and two may be too many.
-            shared.lock().prepared = None;
-            let (prepared, hold) = cut::prepare(&shared.checked, &context, &shared.scratch)?;
-            shared.lock().prepared = Some(prepared);
-            Ok(hold)
-        })
-        .await
-    }
-
-    async fn observe(&self, _: &Context) -> Result<Option<Position>> {
-        self.blocking(|shared| Ok(shared.lock().prepared.as_ref().and_then(cut::Prepared::position))).await
-    }
-
-    async fn cut(&self, context: &Context, cut: &CutId) -> Result<Pin> {
-        context.check()?;
-        let cut = cut.clone();
-        self.blocking(move |shared| {
-            let mut state = shared.lock();
-            if let Some(held) = state.held.as_ref().filter(|held| held.pin.cut == cut) {
-                return Ok(held.pin.clone());
-            }
-            cut::release(&shared.checked, state.held.take(), &[])?;
-            let prepared = state.prepared.as_mut().ok_or_else(|| Error::internal("a cut before `prepare`"))?;
-            let held = prepared.cut(&shared.checked, &cut)?;
-            let pin = held.pin.clone();
-            state.held = Some(held);
-            Ok(pin)
-        })
-        .await
-    }
-
-    async fn drain(
-        &self,
-        context: &Context,
-        pin: &Pin,
-        sink: &mut dyn Sink,
-        parent: Option<&dyn Tree>,
-    ) -> Result<Drained> {
+    fn drain(&self, context: &Context, pin: &Pin, sink: &mut dyn Sink, parent: Parent<'_>) -> Result<Drained> {
         let views = self.views(pin)?;
-        let mut drained = drain::drain(&self.shared.checked, context, &views, sink, parent.is_some())?;
-        let blind = self.shared.lock().prepared.as_ref().map(cut::Prepared::blind).unwrap_or_default();
+        let mut drained = drain::drain(&self.checked, context, &views, sink, parent.is_some())?;
+        let blind = self.lock().prepared.as_ref().map(cut::Prepared::blind).unwrap_or_default();
         drained.notes.extend(blind.into_iter().map(|why| format!("writes were not observed to the end: {why}")));
         Ok(drained)
     }
 
-    async fn still_valid(&self, _: &Context, pin: &Pin) -> Result<Validity> {
-        let cut = pin.cut.clone();
-        self.blocking(move |shared| match shared.lock().held.as_ref().filter(|held| held.pin.cut == cut) {
-            Some(held) => held.still_valid(&shared.checked),
-            None => Ok(Validity::Lost(format!("the cut {cut} is not held any more"))),
-        })
-        .await
+    fn still_valid(&self, pin: &Pin) -> Result<Validity> {
+        match self.lock().held.as_ref().filter(|held| held.pin.cut == pin.cut) {
+            Some(held) => held.still_valid(&self.checked),
+            None => Ok(Validity::Lost(format!("the cut {} is not held any more", pin.cut))),
+        }
     }
 
-    async fn edges(
-        &self,
-        context: &Context,
-        pin: Option<&Pin>,
-        query: &EdgeQuery,
-        visit: &mut (dyn FnMut(Edge) -> Result<()> + Send),
-    ) -> Result<()> {
-        let checked = &self.shared.checked;
+    fn edges(&self, context: &Context, pin: Option<&Pin>, query: &EdgeQuery, visit: Visit<'_>) -> Result<()> {
+        let checked = &self.checked;
         if let Some(pin) = pin {
             return drain::edges(checked, context, &self.views(pin)?, query, visit);
         }
@@ -251,40 +220,11 @@ impl Driver for Files {
         drain::edges(checked, context, &views, query, visit)
     }
 
-    async fn release(&self, _: &Context, remains: &[String]) -> Result<()> {
-        let remains = remains.to_vec();
-        self.blocking(move |shared| {
-            let mut state = shared.lock();
-            state.prepared = None;
-            let held = state.held.take();
-            drop(state);
-            cut::release(&shared.checked, held, &remains)
-        })
-        .await
-    }
-
-    async fn identity(&self, _: &Context) -> Result<Identity> {
-        self.blocking(Shared::identity).await
-    }
-
-    async fn occupied(&self, _: &Context) -> Result<Option<String>> {
-        self.blocking(|shared| restore::occupied(&shared.checked)).await
-    }
-
-    async fn restore(&self, context: &Context, source: &dyn Tree, request: &RestoreRequest) -> Result<Restored> {
-        restore::restore(&self.shared.checked, context, source, request)
-    }
-
-    async fn verify(&self, context: &Context, source: &dyn Tree) -> Result<Verification> {
-        restore::verify(&self.shared.checked, context, source)
-    }
-
-    async fn stamp(&self, _: &Context, stamp: &Stamp) -> Result<()> {
-        let stamp = stamp.clone();
-        self.blocking(move |shared| restore::stamp(&shared.checked, &stamp)).await
-    }
-
-    async fn read_stamp(&self, _: &Context) -> Result<Option<Stamp>> {
-        self.blocking(|shared| restore::read_stamp(&shared.checked)).await
+    fn release(&self, remains: &[String]) -> Result<()> {
+        let mut state = self.lock();
+        state.prepared = None;
+        let held = state.held.take();
+        drop(state);
+        cut::release(&self.checked, held, remains)
     }
 }

@@ -8,17 +8,18 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use serde_json::{Value, json};
 use stillpoint_core::Result;
 use stillpoint_core::capability::PinKind;
-use stillpoint_core::driver::{Context, Driver, EdgeQuery, Pin, RestoreMode, RestoreRequest, Validity};
+use stillpoint_core::driver::{Context, Drained, Driver, EdgeQuery, RestoreMode, Validity};
 use stillpoint_core::error::{IoContext, Kind};
-use stillpoint_core::id::{CutId, RunId, StoreName};
 use stillpoint_core::tree::{Tree, TreePath};
 use stillpoint_testkit::conformance::{self, Content, Harness, Subject};
-use stillpoint_testkit::{CountingSink, Drain, MemorySink, MemoryTree, skip};
+use stillpoint_testkit::{CountingSink, Drain, MemoryTree, skip};
 
-use super::{Files, Shared};
-use crate::OpenRequest;
+use super::{Files, PHASES, REGISTRATION};
+use crate::phases::Phased;
+use crate::trial::{self, cut_id, drain, pin, restore, run};
 
 /// Makes stores below one folder, with one way of holding the view.
 struct Folders {
@@ -30,7 +31,7 @@ struct Folders {
 struct Folder {
     path: PathBuf,
     scratch: tempfile::TempDir,
-    settings: BTreeMap<String, serde_json::Value>,
+    settings: Value,
     several: bool,
 }
 
@@ -38,16 +39,11 @@ impl Folders {
     fn folder(&self) -> Folder {
         static MADE: AtomicU64 = AtomicU64::new(0);
         let path = self.home.join(format!("store-{}", MADE.fetch_add(1, Ordering::Relaxed)));
-        let mut settings = BTreeMap::from([("snapshot".to_owned(), self.snapshot.into())]);
-        if self.several {
-            let paths: serde_json::Map<_, _> = ["deep", "large", "small"]
-                .iter()
-                .map(|name| ((*name).to_owned(), path.join(name).to_str().expect("utf-8").into()))
-                .collect();
-            settings.insert("paths".to_owned(), paths.into());
-        } else {
-            settings.insert("path".to_owned(), path.to_str().expect("utf-8").into());
-        }
+        let several = ["deep", "large", "small"].map(|name| (name, path.join(name)));
+        let settings = match self.several {
+            true => json!({ "snapshot": self.snapshot, "paths": BTreeMap::from(several) }),
+            false => json!({ "snapshot": self.snapshot, "path": path }),
+        };
         Folder { path, scratch: tempfile::tempdir().expect("scratch"), settings, several: self.several }
     }
 }
@@ -69,20 +65,14 @@ impl Harness for Folders {
 }
 
 impl Folder {
-    fn files(&self) -> Files {
-        open(&self.settings, self.scratch.path()).expect("settings")
+    fn files(&self) -> Arc<dyn Driver> {
+        trial::open(&REGISTRATION, self.settings.clone(), self.scratch.path()).expect("settings")
     }
-}
-
-fn open(settings: &BTreeMap<String, serde_json::Value>, scratch: &Path) -> Result<Files> {
-    let store = StoreName::new("files").expect("valid");
-    let secrets = |_: &stillpoint_core::platform::Secret| Ok(String::new());
-    Files::open(&OpenRequest { store: &store, settings, scratch: scratch.to_owned(), secrets: &secrets })
 }
 
 impl Subject for Folder {
     fn open(&self) -> Result<Arc<dyn Driver>> {
-        Ok(Arc::new(self.files()))
+        Ok(self.files())
     }
 
     fn put(&self, key: &str, value: &[u8]) -> Result<()> {
@@ -213,14 +203,6 @@ fn lvm_snapshots_are_taken_where_there_are_volumes() {
 
 // ---- helpers for the quirks ----
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().expect("a runtime")
-}
-
-fn cut_id(attempt: u32) -> CutId {
-    CutId { run: RunId::from_random([5; 8]), attempt }
-}
-
 fn store() -> (tempfile::TempDir, Folder) {
     let home = tempfile::tempdir().expect("a folder");
     let folders = Folders { home: home.path().to_owned(), snapshot: "none", several: false };
@@ -229,33 +211,9 @@ fn store() -> (tempfile::TempDir, Folder) {
     (home, folder)
 }
 
-fn pin(files: &Files) -> Pin {
-    runtime().block_on(async {
-        files.prepare(&Context::default()).await.expect("prepare");
-        files.cut(&Context::default(), &cut_id(1)).await.expect("cut")
-    })
-}
-
-fn drain(files: &Files, pin: &Pin, parent: Option<&MemoryTree>) -> (stillpoint_core::driver::Drained, Drain) {
-    let mut sink = MemorySink::with_parent(parent);
-    let tree = parent.map(|tree| tree as &dyn Tree);
-    let drained = runtime().block_on(files.drain(&Context::default(), pin, &mut sink, tree)).expect("drain");
-    (drained, sink.finish().expect("finish"))
-}
-
 /// What is lost, by its path in the tree.
-fn named(drained: &stillpoint_core::driver::Drained, drain: &Drain) -> BTreeSet<String> {
+fn named(drained: &Drained, drain: &Drain) -> BTreeSet<String> {
     drained.losses.iter().map(|loss| loss.what.clone()).chain(drain.torn.iter().map(|loss| loss.what.clone())).collect()
-}
-
-fn restore(
-    files: &Files,
-    tree: &dyn Tree,
-    mode: RestoreMode,
-    restore: &str,
-) -> Result<stillpoint_core::driver::Restored> {
-    let request = RestoreRequest { mode, part: None, restore: restore.to_owned() };
-    runtime().block_on(files.restore(&Context::default(), tree, &request))
 }
 
 #[test]
@@ -263,20 +221,20 @@ fn everything_that_changes_after_the_cut_is_named_or_left_out() {
     for watched in [true, false] {
         let (_home, mut folder) = store();
         if !watched {
-            folder.settings.insert("watchDirectoriesMax".to_owned(), 0.into());
+            folder.settings["watchDirectoriesMax"] = 0.into();
         }
         for key in ["kept", "changed", "deleted", "renamed", "replaced", "gone/a", "gone/b", "moved/a", "mode"] {
             folder.put(key, b"before").expect("put");
         }
         let files = folder.files();
-        runtime().block_on(files.prepare(&Context::default())).expect("prepare");
+        run(files.prepare(&Context::default())).expect("prepare");
         // Between the list and the cut: all of this is in, and none of it is a loss.
         folder.put("early", b"early").expect("put");
         folder.put("early-folder/a", b"early").expect("put");
         folder.delete("deleted").expect("delete");
         folder.put("deleted-again", b"x").expect("put");
         folder.delete("deleted-again").expect("delete");
-        let pin = runtime().block_on(files.cut(&Context::default(), &cut_id(1))).expect("cut");
+        let pin = run(files.cut(&Context::default(), &cut_id(1))).expect("cut");
         let at = |name: &str| folder.path.join(name);
         fs::write(at("changed"), "after!").expect("write");
         fs::rename(at("renamed"), at("renamed-to")).expect("rename");
@@ -290,7 +248,7 @@ fn everything_that_changes_after_the_cut_is_named_or_left_out() {
         if watched {
             fs::rename(at("early"), at("early-moved")).expect("rename");
         }
-        let (drained, drain) = drain(&files, &pin, None);
+        let (drain, drained) = drain(&files, &pin, None).expect("drain");
         let named = named(&drained, &drain);
         let mut expected = BTreeSet::from(
             ["changed", "renamed", "replaced", "gone", "moved", "mode"].map(|name| format!("data/{name}")),
@@ -318,7 +276,7 @@ fn a_file_torn_under_a_writer_is_always_named() {
     folder.put("quiet", &vec![0; size]).expect("put");
     let files = folder.files();
     let stop = AtomicBool::new(false);
-    let pin = pin(&files);
+    let pin = pin(&files, 1);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             use std::os::unix::fs::FileExt;
@@ -331,7 +289,7 @@ fn a_file_torn_under_a_writer_is_always_named() {
             }
         });
         std::thread::sleep(std::time::Duration::from_millis(5));
-        let (drained, drain) = drain(&files, &pin, None);
+        let (drain, drained) = drain(&files, &pin, None).expect("drain");
         stop.store(true, Ordering::Relaxed);
         assert_eq!(named(&drained, &drain), BTreeSet::from(["data/log".to_owned()]));
         // What was read torn is never reused, even if nothing changes any more.
@@ -345,12 +303,13 @@ fn a_file_torn_under_a_writer_is_always_named() {
 fn a_clock_that_was_set_loses_the_pin() {
     let (_home, folder) = store();
     folder.put("a", b"1").expect("put");
-    let files = folder.files();
-    let pin = pin(&files);
-    let valid = || runtime().block_on(files.still_valid(&Context::default(), &pin)).expect("an answer");
+    let files = trial::request(folder.settings.clone(), folder.scratch.path(), Files::open).expect("settings");
+    let files = Arc::new(Phased::new(files, &PHASES));
+    let driver: Arc<dyn Driver> = files.clone();
+    let pin = pin(&driver, 1);
+    let valid = || run(driver.still_valid(&Context::default(), &pin)).expect("an answer");
     assert_eq!(valid(), Validity::Valid);
-    let shared: &Shared = &files.shared;
-    shared.lock().prepared.as_ref().expect("prepared").clock.pretend_set();
+    files.store.lock().prepared.as_ref().expect("prepared").clock.pretend_set();
     assert!(matches!(valid(), Validity::Lost(why) if why.contains("clock")));
 }
 
@@ -359,10 +318,10 @@ fn a_directory_that_was_swapped_loses_the_pin() {
     let (_home, folder) = store();
     folder.put("a", b"1").expect("put");
     let files = folder.files();
-    let pin = pin(&files);
+    let pin = pin(&files, 1);
     fs::rename(&folder.path, folder.path.with_extension("old")).expect("rename");
     fs::create_dir(&folder.path).expect("mkdir");
-    let validity = runtime().block_on(files.still_valid(&Context::default(), &pin)).expect("an answer");
+    let validity = run(files.still_valid(&Context::default(), &pin)).expect("an answer");
     assert!(matches!(validity, Validity::Lost(_)));
 }
 
@@ -391,12 +350,12 @@ fn everything_a_directory_can_hold_comes_back() {
     fs::set_permissions(at("empty"), fs::Permissions::from_mode(0o1700)).expect("chmod");
     let has_xattrs = xattr::set(at("plain"), "user.note", b"kept").is_ok();
     let files = folder.files();
-    let pin = pin(&files);
-    let (drained, drain) = drain(&files, &pin, None);
+    let pin = pin(&files, 1);
+    let (drain, drained) = drain(&files, &pin, None).expect("drain");
     assert_eq!(named(&drained, &drain), BTreeSet::new());
 
     let target = Folders { home: home.path().to_owned(), snapshot: "none", several: false }.folder();
-    restore(&target.files(), &drain.tree, RestoreMode::Fresh, "r1").expect("restore");
+    restore(&target.files(), &drain.tree, RestoreMode::Fresh, None).expect("restore");
     let back = |name: &str| target.path.join(name);
     let plain = fs::metadata(back("plain")).expect("plain");
     assert_eq!(plain.mode() & 0o7777, 0o4751);
@@ -423,25 +382,25 @@ fn several_directories_make_one_store() {
     }
     assert!(folder.several);
     let files = folder.files();
-    let (_, drain) = drain(&files, &pin(&files), None);
+    let (drain, _) = drain(&files, &pin(&files, 1), None).expect("drain");
     assert_eq!(drain.tree.files()["roots/small/c/d"], b"3");
     let target = folders.folder();
-    restore(&target.files(), &drain.tree, RestoreMode::Fresh, "r1").expect("restore");
+    restore(&target.files(), &drain.tree, RestoreMode::Fresh, None).expect("restore");
     assert_eq!(target.read().expect("read"), folder.read().expect("read"));
     let single = Folders { home: home.path().to_owned(), snapshot: "none", several: false }.folder();
-    let refused = restore(&single.files(), &drain.tree, RestoreMode::Fresh, "r1").expect_err("another shape");
+    let refused = restore(&single.files(), &drain.tree, RestoreMode::Fresh, None).expect_err("another shape");
     assert_eq!(refused.kind(), Kind::NotFound);
 }
 
 #[test]
 fn excluded_files_and_our_own_names_are_left_out() {
     let (_home, mut folder) = store();
-    folder.settings.insert("exclude".to_owned(), serde_json::json!(["*.tmp", "cache/**"]));
+    folder.settings["exclude"] = json!(["*.tmp", "cache/**"]);
     for key in ["a", "b.tmp", "deep/c.tmp", "cache/x/y", ".stillpoint-stamp.json", "deep/.stillpoint-mine"] {
         folder.put(key, b"1").expect("put");
     }
     let files = folder.files();
-    let (_, drain) = drain(&files, &pin(&files), None);
+    let (drain, _) = drain(&files, &pin(&files, 1), None).expect("drain");
     let paths: Vec<_> = drain.tree.files().into_keys().collect();
     assert_eq!(paths, ["HOW-TO-RESTORE.txt", "data/a", "data/deep/.stillpoint-mine"]);
 }
@@ -452,16 +411,15 @@ fn a_restore_in_place_into_a_mount_point_swaps_the_entries() {
     let (_home, folder) = store();
     folder.put("a", b"new").expect("put");
     let files = folder.files();
-    let (_, drain) = drain(&files, &pin(&files), None);
+    let (drain, _) = drain(&files, &pin(&files, 1), None).expect("drain");
     let mount = tempfile::tempdir().expect("a folder");
     let mounted = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(mount.path()).status();
     if !mounted.is_ok_and(|status| status.success()) {
         return skip(test, "no tmpfs can be mounted here");
     }
     fs::write(mount.path().join("old"), "old").expect("write");
-    let settings = BTreeMap::from([("path".to_owned(), mount.path().to_str().expect("utf-8").into())]);
-    let target = open(&settings, folder.scratch.path()).expect("settings");
-    let restored = restore(&target, &drain.tree, RestoreMode::InPlace, "r1");
+    let target = trial::open(&REGISTRATION, json!({ "path": mount.path() }), folder.scratch.path()).expect("settings");
+    let restored = restore(&target, &drain.tree, RestoreMode::InPlace, None);
     let kept = fs::read(mount.path().join(".stillpoint-before-r1/old"));
     let mut content = Content::new();
     read_below(mount.path(), "", &mut content);
@@ -483,7 +441,7 @@ fn remains_that_no_cut_leaves_are_refused() {
     fs::create_dir(&far).expect("mkdir");
     for remain in [format!("clone:{}", victim.display()), format!("clone:{}", far.display()), "lvm:vg/root".to_owned()]
     {
-        let outcome = runtime().block_on(folder.files().release(&Context::default(), std::slice::from_ref(&remain)));
+        let outcome = run(folder.files().release(&Context::default(), std::slice::from_ref(&remain)));
         assert_eq!(outcome.expect_err(&remain).kind(), Kind::Corrupt);
     }
     assert!(victim.exists() && far.exists());
@@ -499,14 +457,13 @@ fn a_btrfs_snapshot_names_the_subvolumes_it_lacks() {
     let made = Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(store.join("inner")).status();
     assert!(made.is_ok_and(|status| status.success()));
     fs::write(store.join("inner/b"), "1").expect("write");
-    let settings = BTreeMap::from([("path".to_owned(), store.to_str().expect("utf-8").into())]);
     let scratch = tempfile::tempdir().expect("scratch");
-    let files = open(&settings, scratch.path()).expect("settings");
-    let probe = runtime().block_on(files.probe(&Context::default())).expect("probe");
+    let files = trial::open(&REGISTRATION, json!({ "path": store }), scratch.path()).expect("settings");
+    let probe = run(files.probe(&Context::default())).expect("probe");
     assert_eq!((probe.capability.pin, probe.version.as_str()), (PinKind::Snapshot, "btrfs"));
-    let pin = pin(&files);
-    let (drained, drain) = drain(&files, &pin, None);
-    runtime().block_on(files.release(&Context::default(), &[])).expect("release");
+    let pin = pin(&files, 1);
+    let (drain, drained) = drain(&files, &pin, None).expect("drain");
+    run(files.release(&Context::default(), &[])).expect("release");
     assert!(drain.tree.files().contains_key("data/a"));
     assert!(drained.notes.iter().any(|note| note.contains("inner")), "{:?}", drained.notes);
 }
@@ -533,14 +490,14 @@ fn a_million_files_are_walked_in_bounded_memory() {
     eprintln!("before: {}", peak());
     let files = folder.files();
     let begun = std::time::Instant::now();
-    runtime().block_on(files.prepare(&Context::default())).expect("prepare");
+    run(files.prepare(&Context::default())).expect("prepare");
     eprintln!("prepare: {:?}, {}", begun.elapsed(), peak());
     let begun = std::time::Instant::now();
-    let pin = runtime().block_on(files.cut(&Context::default(), &cut_id(1))).expect("cut");
+    let pin = run(files.cut(&Context::default(), &cut_id(1))).expect("cut");
     eprintln!("cut: {:?}", begun.elapsed());
     let begun = std::time::Instant::now();
     let mut sink = CountingSink::new();
-    let drained = runtime().block_on(files.drain(&Context::default(), &pin, &mut sink, None)).expect("drain");
+    let drained = run(files.drain(&Context::default(), &pin, &mut sink, None)).expect("drain");
     eprintln!("drain: {:?}, {}, {} files", begun.elapsed(), peak(), drained.items);
     assert_eq!(drained.items, count);
 }

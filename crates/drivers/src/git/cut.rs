@@ -9,7 +9,7 @@ use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::id::CutId;
 use stillpoint_core::position::Position;
 
-use super::Inner;
+use super::Git;
 use super::client::{self, Repository, Seen};
 
 /// Nothing is held, so the hold lasts as long as anyone may want.
@@ -29,8 +29,8 @@ pub(super) struct View {
 }
 
 /// Looks that there is something to protect.
-pub(super) fn prepare(inner: &Inner, context: &Context) -> Result<Hold> {
-    let repositories = found(inner)?;
+pub(super) fn prepare(driver: &Git, context: &Context) -> Result<Hold> {
+    let repositories = found(driver)?;
     let mut bytes = 0;
     for repository in &repositories {
         context.check()?;
@@ -40,10 +40,10 @@ pub(super) fn prepare(inner: &Inner, context: &Context) -> Result<Hold> {
 }
 
 /// The repositories there are; none at all is an error.
-pub(super) fn found(inner: &Inner) -> Result<Vec<Repository>> {
-    let repositories = client::discover(&inner.settings.path)?;
+pub(super) fn found(driver: &Git) -> Result<Vec<Repository>> {
+    let repositories = client::discover(&driver.settings.path)?;
     if repositories.is_empty() {
-        let message = format!("there is no git repository at or below {}", inner.settings.path.display());
+        let message = format!("there is no git repository at or below {}", driver.settings.path.display());
         return Err(Error::new(Kind::NotFound, message).hint("point `path` at a repository or at a folder of them"));
     }
     Ok(repositories)
@@ -57,13 +57,13 @@ pub(super) fn pack_bytes(repository: &Repository) -> u64 {
 }
 
 /// Reads all refs. The same id again finds the same view; a new id takes a new one.
-pub(super) fn cut(inner: &Inner, context: &Context, cut: &CutId) -> Result<Pin> {
+pub(super) fn cut(driver: &Git, context: &Context, cut: &CutId) -> Result<Pin> {
     context.check()?;
-    let mut held = inner.pin.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut held = driver.pin.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((pin, _)) = held.as_ref().filter(|(pin, _)| pin.cut == *cut) {
         return Ok(pin.clone());
     }
-    let view = view(inner)?;
+    let view = view(driver)?;
     // Objects are named by their content and stay until they are collected, weeks after the last
     // ref let go of them. So nothing is planted in the store, and nothing remains.
     let pin = Pin { cut: cut.clone(), position: position(&view.repositories), remains: Vec::new() };
@@ -72,14 +72,14 @@ pub(super) fn cut(inner: &Inner, context: &Context, cut: &CutId) -> Result<Pin> 
 }
 
 /// The live refs of all repositories, each at one moment.
-pub(super) fn view(inner: &Inner) -> Result<View> {
+pub(super) fn view(driver: &Git) -> Result<View> {
     let at = SystemTime::now();
-    Ok(View { at, repositories: read_all(found(inner)?, &client::read_refs)? })
+    Ok(View { at, repositories: read_all(found(driver)?, &client::read_refs)? })
 }
 
 /// The view of this pin.
-pub(super) fn pinned(inner: &Inner, pin: &Pin) -> Result<Arc<View>> {
-    let held = inner.pin.lock().unwrap_or_else(PoisonError::into_inner);
+pub(super) fn pinned(driver: &Git, pin: &Pin) -> Result<Arc<View>> {
+    let held = driver.pin.lock().unwrap_or_else(PoisonError::into_inner);
     match held.as_ref() {
         Some((own, view)) if own == pin => Ok(Arc::clone(view)),
         _ => Err(Error::new(Kind::PinLost, "the refs of this cut are no longer known")),
@@ -107,12 +107,12 @@ fn read_all(
 }
 
 /// The store's position now; `None` where asking would take too long.
-pub(super) fn observe(inner: &Inner) -> Result<Option<Position>> {
-    let repositories = found(inner)?;
+pub(super) fn observe(driver: &Git) -> Result<Option<Position>> {
+    let repositories = found(driver)?;
     if repositories.len() > OBSERVED_REPOSITORIES_MAX {
         return Ok(None);
     }
-    Ok(Some(position(&read_all(repositories, &|repository| client::glance(repository, &inner.known))?)))
+    Ok(Some(position(&read_all(repositories, &|repository| client::glance(repository, &driver.known))?)))
 }
 
 /// Whether this many repositories are observed.
@@ -142,12 +142,12 @@ pub(super) fn refs_hash<'a>(repositories: impl Iterator<Item = (&'a [u8], String
 
 /// Asks whether every object that the cut's refs name is still there. That everything behind them
 /// is there too, the drain proved by packing it.
-pub(super) fn still_valid(inner: &Inner, pin: &Pin) -> Result<Validity> {
-    let view = match pinned(inner, pin) {
+pub(super) fn still_valid(driver: &Git, pin: &Pin) -> Result<Validity> {
+    let view = match pinned(driver, pin) {
         Ok(view) => view,
         Err(error) => return Ok(Validity::Lost(error.to_string())),
     };
-    if inner.drained.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&pin.cut) {
+    if driver.drained.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&pin.cut) {
         return Ok(Validity::Valid);
     }
     for (repository, seen) in &view.repositories {
@@ -163,7 +163,7 @@ pub(super) fn still_valid(inner: &Inner, pin: &Pin) -> Result<Validity> {
 }
 
 /// Forgets the view. There is nothing in the store to clean up.
-pub(super) fn release(inner: &Inner) {
-    inner.pin.lock().unwrap_or_else(PoisonError::into_inner).take();
-    inner.drained.lock().unwrap_or_else(PoisonError::into_inner).take();
+pub(super) fn release(driver: &Git) {
+    driver.pin.lock().unwrap_or_else(PoisonError::into_inner).take();
+    driver.drained.lock().unwrap_or_else(PoisonError::into_inner).take();
 }

@@ -23,7 +23,7 @@ use stillpoint_core::tree::{
 use super::client::{self, Repository, Seen};
 use super::cut::{self, View};
 use super::wire::{self, Description, Pack};
-use super::{Inner, REPOSITORIES, STORE};
+use super::{Git, REPOSITORIES, STORE};
 
 /// Packs up to this size are held in memory, so that git's success is known before they are handed on.
 const HELD_PACK_BYTES_MAX: usize = 1 << 20;
@@ -50,14 +50,14 @@ instead of new.git and run `git reset --hard`; uncommitted changes are not part 
 const FILES_BEFORE: [&str; 2] = ["config", "description"];
 
 pub(super) fn drain(
-    inner: &Inner,
+    driver: &Git,
     context: &Context,
     pin: &Pin,
     sink: &mut dyn Sink,
     parent: Option<&dyn Tree>,
 ) -> Result<Drained> {
     context.check()?;
-    let view = cut::pinned(inner, pin)?;
+    let view = cut::pinned(driver, pin)?;
     let mut drained = Drained { unit: "refs".to_owned(), ..Drained::default() };
     let folder = Metadata::folder(FileTime::default());
     sink.file(b"HOW-TO-RESTORE.txt", &plain(), None, bytes(HOW_TO_RESTORE))?;
@@ -68,7 +68,7 @@ pub(super) fn drain(
     for (name, (repository, seen)) in &named {
         context.check()?;
         sink.enter(name, &folder)?;
-        let mut one = One { inner, context, sink: &mut *sink, view: &view, repository, seen, drained: &mut drained };
+        let mut one = One { driver, context, sink: &mut *sink, view: &view, repository, seen, drained: &mut drained };
         one.drain(&TreePath::root().join(REPOSITORIES.as_bytes())?.join(name)?, parent)?;
         sink.leave()?;
     }
@@ -81,7 +81,7 @@ pub(super) fn drain(
     if view.repositories.iter().any(|(repository, _)| repository.working_tree) {
         drained.notes.push("uncommitted changes in working trees are not part of the store".to_owned());
     }
-    *inner.drained.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin.cut.clone());
+    *driver.drained.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin.cut.clone());
     Ok(drained)
 }
 
@@ -102,7 +102,7 @@ enum Late {
 
 /// One repository on its way into the sink.
 struct One<'a> {
-    inner: &'a Inner,
+    driver: &'a Git,
     context: &'a Context,
     sink: &'a mut dyn Sink,
     view: &'a View,
@@ -128,7 +128,7 @@ impl One<'_> {
             self.copy_folder(&git_dir.join("lfs/objects"), b"objects", Late::LeftOut)?;
             self.sink.leave()?;
         }
-        if self.inner.settings.reflogs {
+        if self.driver.settings.reflogs {
             self.copy_folder(&git_dir.join("logs"), b"logs", Late::Fine)?;
         }
         self.small(b"packed-refs", refs.packed())?;
@@ -193,7 +193,7 @@ impl One<'_> {
             Some((description, known)) if description.refs_sha256 == self.seen.refs.hash() => {
                 (description.packs, known)
             }
-            Some((description, known)) if description.packs.len() < self.inner.settings.generations_max as usize => {
+            Some((description, known)) if description.packs.len() < self.driver.settings.generations_max as usize => {
                 // What another repository's point holds says nothing, unless the objects are here.
                 let here = client::present(self.repository, &known)?;
                 if here.is_empty() { (Vec::new(), Vec::new()) } else { (description.packs, here) }
@@ -474,7 +474,7 @@ fn disk_usage(repository: &Repository, tips: &[String], known: &[String]) -> Res
 
 /// Yields the commits that the refs reach: of the pinned view, or of the live store.
 pub(super) fn edges(
-    inner: &Inner,
+    driver: &Git,
     context: &Context,
     pin: Option<&Pin>,
     query: &EdgeQuery,
@@ -492,8 +492,8 @@ pub(super) fn edges(
         }
     };
     let view = match pin {
-        Some(pin) => cut::pinned(inner, pin)?,
-        None => std::sync::Arc::new(cut::view(inner)?),
+        Some(pin) => cut::pinned(driver, pin)?,
+        None => std::sync::Arc::new(cut::view(driver)?),
     };
     for (repository, seen) in &view.repositories {
         context.check()?;

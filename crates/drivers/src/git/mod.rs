@@ -25,18 +25,14 @@ mod wire;
 
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
 use stillpoint_core::capability::{Capability, PinKind, Probe};
-use stillpoint_core::driver::{
-    Context, Drained, Driver, Edge, EdgeQuery, Hold, Pin, RestoreRequest, Restored, Validity, Verification,
-};
-use stillpoint_core::error::{Error, Result};
+use stillpoint_core::driver::Pin;
+use stillpoint_core::error::Result;
 use stillpoint_core::id::CutId;
-use stillpoint_core::position::{Identity, Position, Stamp};
-use stillpoint_core::tree::{Sink, Tree};
 
 pub use config::Settings;
 
+use crate::phases::{Phased, Phases};
 use crate::{OpenRequest, Registration, place};
 
 /// The folder of a point that holds one folder per repository.
@@ -51,20 +47,36 @@ pub static REGISTRATION: Registration = Registration {
     name: "git",
     about: "git repositories, one or a folder of thousands; refs are the cut",
     readme: include_str!("README.md"),
-    open: |request| Ok(Arc::new(Git::open(request)?)),
+    open: |request| Ok(Arc::new(Phased::new(Git::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
     into_folder: config::into_folder,
 };
 
-/// One store of git repositories, as the engine sees it.
-#[derive(Debug)]
-pub struct Git {
-    inner: Arc<Inner>,
-}
+/// The phases, by the pages they stand on.
+static PHASES: Phases<Git> = Phases {
+    probe,
+    prepare: cut::prepare,
+    observe: cut::observe,
+    cut: cut::cut,
+    drain: drain::drain,
+    still_valid: cut::still_valid,
+    edges: drain::edges,
+    release: |git, _| {
+        cut::release(git);
+        Ok(())
+    },
+    identity: |git| place::identity("git", &git.settings.path),
+    restore: restore::restore,
+    verify: restore::verify,
+    stamp: restore::stamp,
+    read_stamp: restore::read_stamp,
+    occupied: restore::occupied,
+    execute: None,
+};
 
-/// What blocking tasks share.
+/// One store of git repositories.
 #[derive(Debug)]
-struct Inner {
+struct Git {
     settings: Settings,
     /// The pin that this value took last, and what it shows.
     pin: Mutex<Option<(Pin, Arc<cut::View>)>>,
@@ -78,26 +90,12 @@ impl Git {
     fn open(request: &OpenRequest<'_>) -> Result<Self> {
         let settings: Settings = crate::settings(request)?;
         settings.validate().map_err(|error| error.store(request.store.as_str()))?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                settings,
-                pin: Mutex::default(),
-                known: client::Known::default(),
-                drained: Mutex::default(),
-            }),
-        })
-    }
-
-    /// Runs what waits for files or for git on a thread where waiting hurts nobody.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Result<T> {
-        let inner = Arc::clone(&self.inner);
-        let done = tokio::task::spawn_blocking(move || work(&inner)).await;
-        done.unwrap_or_else(|error| Err(Error::internal("a task of the git driver panicked").source(error)))
+        Ok(Self { settings, pin: Mutex::default(), known: client::Known::default(), drained: Mutex::default() })
     }
 }
 
-fn probe(inner: &Inner) -> Result<Probe> {
-    let repositories = cut::found(inner)?;
+fn probe(git: &Git) -> Result<Probe> {
+    let repositories = cut::found(git)?;
     let mut command = client::git(&repositories[0].git_dir);
     let version = client::output(command.arg("version"), "cannot ask git for its version")?;
     let mut warnings = Vec::new();
@@ -110,7 +108,7 @@ fn probe(inner: &Inner) -> Result<Probe> {
     }
     Ok(Probe {
         version: String::from_utf8_lossy(&version).trim().trim_start_matches("git version ").to_owned(),
-        identity: place::identity("git", &inner.settings.path)?,
+        identity: place::identity("git", &git.settings.path)?,
         capability: Capability {
             pin: PinKind::Set,
             observes_writes: cut::observes(repositories.len()),
@@ -122,81 +120,4 @@ fn probe(inner: &Inner) -> Result<Probe> {
         missing_privileges: Vec::new(),
         warnings,
     })
-}
-
-#[async_trait]
-impl Driver for Git {
-    async fn probe(&self, context: &Context) -> Result<Probe> {
-        context.check()?;
-        self.blocking(probe).await
-    }
-
-    async fn prepare(&self, context: &Context) -> Result<Hold> {
-        let context = context.clone();
-        self.blocking(move |inner| cut::prepare(inner, &context)).await
-    }
-
-    async fn observe(&self, _: &Context) -> Result<Option<Position>> {
-        self.blocking(cut::observe).await
-    }
-
-    async fn cut(&self, context: &Context, cut: &CutId) -> Result<Pin> {
-        let (context, cut) = (context.clone(), cut.clone());
-        self.blocking(move |inner| cut::cut(inner, &context, &cut)).await
-    }
-
-    async fn drain(
-        &self,
-        context: &Context,
-        pin: &Pin,
-        sink: &mut dyn Sink,
-        parent: Option<&dyn Tree>,
-    ) -> Result<Drained> {
-        drain::drain(&self.inner, context, pin, sink, parent)
-    }
-
-    async fn still_valid(&self, _: &Context, pin: &Pin) -> Result<Validity> {
-        let pin = pin.clone();
-        self.blocking(move |inner| cut::still_valid(inner, &pin)).await
-    }
-
-    async fn edges(
-        &self,
-        context: &Context,
-        pin: Option<&Pin>,
-        query: &EdgeQuery,
-        visit: &mut (dyn FnMut(Edge) -> Result<()> + Send),
-    ) -> Result<()> {
-        drain::edges(&self.inner, context, pin, query, visit)
-    }
-
-    async fn release(&self, _: &Context, _: &[String]) -> Result<()> {
-        cut::release(&self.inner);
-        Ok(())
-    }
-
-    async fn identity(&self, _: &Context) -> Result<Identity> {
-        self.blocking(|inner| place::identity("git", &inner.settings.path)).await
-    }
-
-    async fn restore(&self, context: &Context, source: &dyn Tree, request: &RestoreRequest) -> Result<Restored> {
-        restore::restore(&self.inner, context, source, request)
-    }
-
-    async fn verify(&self, context: &Context, source: &dyn Tree) -> Result<Verification> {
-        restore::verify(&self.inner, context, source)
-    }
-
-    async fn stamp(&self, _: &Context, stamp: &Stamp) -> Result<()> {
-        let stamp = stamp.clone();
-        self.blocking(move |inner| restore::stamp(inner, &stamp)).await
-    }
-
-    async fn read_stamp(&self, _: &Context) -> Result<Option<Stamp>> {
-        self.blocking(restore::read_stamp).await
-    }
-
-    async fn occupied(&self, _: &Context) -> Result<Option<String>> {
-        self.blocking(restore::occupied).await
-    }
 }

@@ -16,7 +16,7 @@ use stillpoint_core::tree::{Existing, ExtractOptions, NodeKind, Tree, TreePath};
 use super::client::{self, Repository, git, output};
 use super::drain::point_file;
 use super::wire::{self, Description, Refs, Target};
-use super::{Inner, REPOSITORIES, STAMP, STORE};
+use super::{Git, REPOSITORIES, STAMP, STORE};
 
 const DIFFERENCES_MAX: usize = 100;
 
@@ -89,22 +89,22 @@ fn stored(context: &Context, source: &dyn Tree, part: Option<&TreePath>) -> Resu
 }
 
 /// What is put in place by one rename: the whole store, or the one repository's own directory.
-fn unit(inner: &Inner, stored: &[Stored]) -> PathBuf {
+fn unit(driver: &Git, stored: &[Stored]) -> PathBuf {
     match stored {
-        [only] if only.path == b"." && only.description.working_tree => inner.settings.path.join(".git"),
-        _ => inner.settings.path.clone(),
+        [only] if only.path == b"." && only.description.working_tree => driver.settings.path.join(".git"),
+        _ => driver.settings.path.clone(),
     }
 }
 
 /// Builds everything beside the target; until the swap, a failure has changed nothing.
 pub(super) fn restore(
-    inner: &Inner,
+    driver: &Git,
     context: &Context,
     source: &dyn Tree,
     request: &RestoreRequest,
 ) -> Result<Restored> {
     context.check()?;
-    let path = &inner.settings.path;
+    let path = &driver.settings.path;
     let vacant = client::is_vacant(path, STAMP)?;
     if request.mode == RestoreMode::Fresh && !vacant {
         return Err(Error::new(Kind::AlreadyExists, format!("{} is not empty", path.display()))
@@ -114,10 +114,10 @@ pub(super) fn restore(
     if request.part.is_some() && !vacant {
         return Err(Error::new(Kind::AlreadyExists, "a part of a git store is restored into an empty path only"));
     }
-    let unit = unit(inner, &stored);
+    let unit = unit(driver, &stored);
     let beside = beside(&unit, &format!("restoring-{}", request.restore))?;
     remove(&beside)?;
-    let built = build(inner, context, source, &stored, &unit, &beside);
+    let built = build(driver, context, source, &stored, &unit, &beside);
     let mut restored = match built {
         Ok(restored) => restored,
         Err(error) => {
@@ -130,7 +130,7 @@ pub(super) fn restore(
 }
 
 fn build(
-    inner: &Inner,
+    driver: &Git,
     context: &Context,
     source: &dyn Tree,
     stored: &[Stored],
@@ -141,10 +141,10 @@ fn build(
     fs::create_dir_all(beside).or_io(|| format!("cannot make {}", beside.display()))?;
     for one in stored {
         context.check()?;
-        let own_unit = unit != inner.settings.path;
+        let own_unit = unit != driver.settings.path;
         let place = if one.path == b"." { beside.to_owned() } else { beside.join(client::path_of(&one.path)) };
         let git_dir = if one.description.working_tree && !own_unit { place.join(".git") } else { place };
-        let mut building = Building { inner, context, source, one, git_dir, restored: &mut restored };
+        let mut building = Building { driver, context, source, one, git_dir, restored: &mut restored };
         building.run()?;
     }
     // One sync of the file system instead of one per file.
@@ -155,7 +155,7 @@ fn build(
 
 /// One repository being built.
 struct Building<'a> {
-    inner: &'a Inner,
+    driver: &'a Git,
     context: &'a Context,
     source: &'a dyn Tree,
     one: &'a Stored,
@@ -189,7 +189,7 @@ impl Building<'_> {
         let Ok(entries) = fs::read_dir(&asleep) else { return Ok(()) };
         let is_sample = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "sample");
         let only_samples = entries.flatten().all(|entry| is_sample(&entry));
-        if self.inner.settings.restore_hooks || only_samples {
+        if self.driver.settings.restore_hooks || only_samples {
             let awake = self.git_dir.join("hooks");
             return fs::rename(&asleep, &awake).or_io(|| format!("cannot move hooks to {}", awake.display()));
         }
@@ -220,7 +220,7 @@ impl Building<'_> {
         for pack in &self.one.description.packs {
             self.context.check()?;
             let path = folder.join(pack.name.as_bytes())?;
-            let reader = Watched { inner: self.source.open(&path)?, context: self.context.clone() };
+            let reader = Watched { driver: self.source.open(&path)?, context: self.context.clone() };
             let mut command = git(&self.git_dir);
             command.args(["index-pack", "--stdin", "--fix-thin"]);
             client::feed(&mut command, &format!("cannot index `{path}`"), reader)?;
@@ -308,14 +308,14 @@ impl Building<'_> {
 
 /// Stops a long pack when asked to.
 struct Watched {
-    inner: Box<dyn std::io::Read + Send>,
+    driver: Box<dyn std::io::Read + Send>,
     context: Context,
 }
 
 impl std::io::Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.context.check().map_err(std::io::Error::other)?;
-        let read = self.inner.read(buffer)?;
+        let read = self.driver.read(buffer)?;
         self.context.advance(read as u64, 0);
         Ok(read)
     }
@@ -375,9 +375,9 @@ fn swap(unit: &Path, beside_new: &Path, restore: &str) -> Result<Option<String>>
 }
 
 /// Compares all refs with the point's, and asks git whether everything behind them is there.
-pub(super) fn verify(inner: &Inner, context: &Context, source: &dyn Tree) -> Result<Verification> {
+pub(super) fn verify(driver: &Git, context: &Context, source: &dyn Tree) -> Result<Verification> {
     let stored = stored(context, source, None)?;
-    let live = client::discover(&inner.settings.path)?;
+    let live = client::discover(&driver.settings.path)?;
     let mut verification = Verification::default();
     let mut differences = Vec::new();
     for one in &stored {
@@ -413,8 +413,8 @@ pub(super) fn verify(inner: &Inner, context: &Context, source: &dyn Tree) -> Res
 }
 
 /// What a restore would overwrite, for people.
-pub(super) fn occupied(inner: &Inner) -> Result<Option<String>> {
-    let path = &inner.settings.path;
+pub(super) fn occupied(driver: &Git) -> Result<Option<String>> {
+    let path = &driver.settings.path;
     if client::is_vacant(path, STAMP)? {
         return Ok(None);
     }
@@ -425,14 +425,14 @@ pub(super) fn occupied(inner: &Inner) -> Result<Option<String>> {
     }))
 }
 
-fn stamp_path(inner: &Inner) -> PathBuf {
-    let path = &inner.settings.path;
+fn stamp_path(driver: &Git) -> PathBuf {
+    let path = &driver.settings.path;
     let inner_git = path.join(".git");
     if client::is_git_dir(&inner_git) { inner_git.join(STAMP) } else { path.join(STAMP) }
 }
 
-pub(super) fn stamp(inner: &Inner, stamp: &Stamp) -> Result<()> {
-    let path = stamp_path(inner);
+pub(super) fn stamp(driver: &Git, stamp: &Stamp) -> Result<()> {
+    let path = stamp_path(driver);
     let what = || format!("cannot stamp {}", path.display());
     let text = serde_json::to_vec_pretty(stamp)
         .map_err(|error| Error::internal("a stamp does not serialize").source(error))?;
@@ -441,12 +441,12 @@ pub(super) fn stamp(inner: &Inner, stamp: &Stamp) -> Result<()> {
     let mut file = fs::File::create(&temporary).or_io(what)?;
     file.write_all(&text).and_then(|()| file.sync_all()).or_io(what)?;
     fs::rename(&temporary, &path).or_io(what)?;
-    let folder = path.parent().unwrap_or(&inner.settings.path);
+    let folder = path.parent().unwrap_or(&driver.settings.path);
     fs::File::open(folder).and_then(|folder| folder.sync_all()).or_io(what)
 }
 
-pub(super) fn read_stamp(inner: &Inner) -> Result<Option<Stamp>> {
-    let path = stamp_path(inner);
+pub(super) fn read_stamp(driver: &Git) -> Result<Option<Stamp>> {
+    let path = stamp_path(driver);
     let Some(text) = client::read_optional(&path)? else { return Ok(None) };
     let stamp = serde_json::from_slice(&text);
     stamp.map(Some).map_err(|error| {

@@ -1,21 +1,20 @@
 //! The conformance suite on real repositories, and the quirks that only git has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use serde_json::json;
 use sha2::{Digest, Sha256};
-use stillpoint_core::driver::{Context, Driver, EdgeQuery, RestoreMode, RestoreRequest};
+use stillpoint_core::driver::{Context, Driver, EdgeQuery, RestoreMode, Restored, Validity};
 use stillpoint_core::error::{Error, Kind, Result};
-use stillpoint_core::id::{CutId, RunId, StoreName};
-use stillpoint_core::tree::TreePath;
+use stillpoint_testkit::MemoryTree;
 use stillpoint_testkit::conformance::{self, Content, Harness, Subject};
-use stillpoint_testkit::{MemorySink, MemoryTree};
 
 use super::REGISTRATION;
-use crate::OpenRequest;
+use crate::trial::{self, back_up, differences, drain, edges, pin, run};
 
 /// Runs git as a user would, not as the driver does.
 fn git(folder: &Path, args: &[&str], input: &[u8]) -> Result<Vec<u8>> {
@@ -53,11 +52,9 @@ fn open(path: &Path) -> Result<Arc<dyn Driver>> {
 }
 
 fn open_with(path: &Path, more: &[(&str, serde_json::Value)]) -> Result<Arc<dyn Driver>> {
-    let store = StoreName::new("code").expect("valid");
-    let mut settings = BTreeMap::from([("path".to_owned(), path.display().to_string().into())]);
-    settings.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-    let secrets = |_: &stillpoint_core::platform::Secret| Ok(String::new());
-    (REGISTRATION.open)(&OpenRequest { store: &store, settings: &settings, scratch: "/".into(), secrets: &secrets })
+    let mut settings = json!({ "path": path });
+    more.iter().for_each(|(name, value)| settings[*name] = value.clone());
+    trial::open(&REGISTRATION, settings, Path::new("/"))
 }
 
 /// Each key is a branch whose newest commit holds the value.
@@ -216,16 +213,14 @@ fn the_contract_holds_for_a_working_tree() {
     }
 }
 
-/// A store in a folder, and what every test of quirks does with it.
+/// A folder for stores, and for what is restored from them.
 struct World {
     folder: tempfile::TempDir,
-    runtime: tokio::runtime::Runtime,
 }
 
 impl World {
     fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        Self { folder: tempfile::tempdir().expect("folder"), runtime: runtime.expect("runtime") }
+        Self { folder: tempfile::tempdir().expect("folder") }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -238,32 +233,10 @@ impl World {
         git(&place, &[&["init", "--quiet"], more].concat(), b"").expect("init");
         place
     }
+}
 
-    fn cut(&self, driver: &dyn Driver, attempt: u32) -> stillpoint_core::driver::Pin {
-        let cut = CutId { run: RunId::from_random([1; 8]), attempt };
-        self.runtime.block_on(driver.prepare(&Context::default())).expect("prepare");
-        self.runtime.block_on(driver.cut(&Context::default(), &cut)).expect("cut")
-    }
-
-    fn point(
-        &self,
-        driver: &dyn Driver,
-        parent: Option<&MemoryTree>,
-    ) -> (MemoryTree, stillpoint_core::driver::Drained) {
-        let pin = self.cut(driver, 1);
-        let mut sink = MemorySink::with_parent(parent);
-        let tree = parent.map(|tree| tree as &dyn stillpoint_core::tree::Tree);
-        let drained = self.runtime.block_on(driver.drain(&Context::default(), &pin, &mut sink, tree)).expect("drain");
-        let tree = sink.finish().expect("whole").tree;
-        self.runtime.block_on(driver.release(&Context::default(), &[])).expect("release");
-        (tree, drained)
-    }
-
-    fn restore(&self, to: &Path, tree: &MemoryTree, part: Option<&str>) -> Result<stillpoint_core::driver::Restored> {
-        let part = part.map(|part| TreePath::parse(part).expect("path"));
-        let request = RestoreRequest { mode: RestoreMode::Fresh, part, restore: "restore1".to_owned() };
-        self.runtime.block_on(open(to)?.restore(&Context::default(), tree, &request))
-    }
+fn restore(to: &Path, tree: &MemoryTree, part: Option<&str>) -> Result<Restored> {
+    trial::restore(&open(to)?, tree, RestoreMode::Fresh, part)
 }
 
 #[test]
@@ -282,22 +255,21 @@ fn a_folder_of_repositories_comes_back_whole_and_in_parts() {
         }
     }
     let driver = open(&world.path("all")).expect("open");
-    let probe = world.runtime.block_on(driver.probe(&Context::default())).expect("probe");
+    let probe = run(driver.probe(&Context::default())).expect("probe");
     assert!(probe.capability.partial_restore && probe.capability.observes_writes);
-    let (tree, drained) = world.point(driver.as_ref(), None);
+    let (tree, drained) = back_up(&driver, None);
     assert_eq!((drained.items, drained.unit.as_str()), (6, "refs"));
-    world.restore(&world.path("back"), &tree, None).expect("restore");
+    restore(&world.path("back"), &tree, None).expect("restore");
     for path in ["a.git", "group/b.git", "group/work/.git"] {
         let (one, two) = (world.path("all").join(path), world.path("back").join(path));
         assert_eq!(read(&one).expect("read"), read(&two).expect("read"), "{path}");
     }
     assert!(world.path("back/empty.git/HEAD").exists());
     let back = open(&world.path("back")).expect("open");
-    let verified = world.runtime.block_on(back.verify(&Context::default(), &tree)).expect("verify");
-    assert_eq!(verified.differences, [""; 0]);
-    world.restore(&world.path("part"), &tree, Some("group/b.git")).expect("part");
+    assert_eq!(differences(&back, &tree), [""; 0]);
+    restore(&world.path("part"), &tree, Some("group/b.git")).expect("part");
     assert!(world.path("part/group/b.git/HEAD").exists() && !world.path("part/a.git").exists());
-    assert_eq!(world.restore(&world.path("none"), &tree, Some("no/such")).expect_err("absent").kind(), Kind::NotFound);
+    assert_eq!(restore(&world.path("none"), &tree, Some("no/such")).expect_err("absent").kind(), Kind::NotFound);
 }
 
 #[test]
@@ -315,19 +287,19 @@ fn generations_are_thin_restore_in_order_and_are_consolidated() {
         let mut value = base.clone();
         value[..10].fill(turn);
         put(&place, "main", &value).expect("put");
-        let (tree, drained) = world.point(driver.as_ref(), parent.as_ref());
+        let (tree, drained) = back_up(&driver, parent.as_ref());
         let count = tree.files().keys().filter(|name| name.ends_with(".pack")).count();
         packs.push(count);
         if count > 1 {
             assert!(drained.bytes_read < 20_000, "a delta against the parent: {}", drained.bytes_read);
         }
         let to = world.path(&format!("back-{turn}"));
-        world.restore(&to, &tree, None).expect("restore");
+        restore(&to, &tree, None).expect("restore");
         assert_eq!(read(&to).expect("read"), read(&place).expect("read"));
         parent = Some(tree);
     }
     assert_eq!(packs, [1, 2, 3, 1, 2]);
-    let (same, drained) = world.point(driver.as_ref(), parent.as_ref());
+    let (same, drained) = back_up(&driver, parent.as_ref());
     assert_eq!(same.files().keys().filter(|name| name.ends_with(".pack")).count(), 2, "nothing new, no pack");
     assert!(drained.bytes_read < 2_000, "{}", drained.bytes_read);
 }
@@ -364,9 +336,9 @@ fn odd_repositories_come_back() {
     .expect("shallow");
     for name in ["odd.git", "borrower.git", "shallow.git"] {
         let driver = open(&world.path(name)).expect("open");
-        let (tree, _) = world.point(driver.as_ref(), None);
+        let (tree, _) = back_up(&driver, None);
         let to = world.path(&format!("back/{name}"));
-        world.restore(&to, &tree, None).expect(name);
+        restore(&to, &tree, None).expect(name);
         let list = |at: &Path| text(git(at, &["show-ref", "--head", "--dereference"], b"").expect("refs"));
         assert_eq!(list(&world.path(name)), list(&to), "{name}");
     }
@@ -389,13 +361,12 @@ fn pruned_objects_lose_the_pin_and_make_no_point() {
     put(&place, "main", b"stays").expect("put");
     put(&place, "doomed", b"goes").expect("put");
     let driver = open(&place).expect("open");
-    let pin = world.cut(driver.as_ref(), 1);
+    let pin = pin(&driver, 1);
     git(&place, &["update-ref", "-d", "refs/heads/doomed"], b"").expect("delete");
     git(&place, &["-c", "gc.reflogExpire=now", "gc", "--quiet", "--prune=now"], b"").expect("gc");
-    let lost = world.runtime.block_on(driver.still_valid(&Context::default(), &pin)).expect("asked");
-    assert!(matches!(lost, stillpoint_core::driver::Validity::Lost(_)), "{lost:?}");
-    let mut sink = MemorySink::new();
-    let error = world.runtime.block_on(driver.drain(&Context::default(), &pin, &mut sink, None)).expect_err("gone");
+    let lost = run(driver.still_valid(&Context::default(), &pin)).expect("asked");
+    assert!(matches!(lost, Validity::Lost(_)), "{lost:?}");
+    let error = drain(&driver, &pin, None).expect_err("gone");
     assert_eq!(error.kind(), Kind::PinLost, "{error:?}");
     assert!(error.hint_text().is_some());
 }
@@ -409,15 +380,13 @@ fn an_ordinary_collection_between_cut_and_drain_loses_nothing() {
     let place = world.init("a.git", &["--bare"]);
     put(&place, "main", b"old").expect("put");
     let driver = open(&place).expect("open");
-    let pin = world.cut(driver.as_ref(), 1);
+    let pin = pin(&driver, 1);
     git(&place, &["update-ref", "-d", "refs/heads/main"], b"").expect("delete");
     put(&place, "main", b"rewritten").expect("put");
     git(&place, &["gc", "--quiet"], b"").expect("gc");
-    let mut sink = MemorySink::new();
-    world.runtime.block_on(driver.drain(&Context::default(), &pin, &mut sink, None)).expect("drain");
-    let tree = sink.finish().expect("whole").tree;
+    let (drain, _) = drain(&driver, &pin, None).expect("drain");
     let to = world.path("back");
-    world.restore(&to, &tree, None).expect("restore");
+    restore(&to, &drain.tree, None).expect("restore");
     assert_eq!(read(&to).expect("read")["main"], b"old");
 }
 
@@ -433,7 +402,7 @@ fn an_update_that_is_taken_back_is_seen() {
     put(&place, "main", b"2").expect("put");
     let two = text(git(&place, &["rev-parse", "main"], b"").expect("two"));
     let driver = open(&place).expect("open");
-    let observe = || world.runtime.block_on(driver.observe(&Context::default())).expect("observe").expect("position");
+    let observe = || run(driver.observe(&Context::default())).expect("observe").expect("position");
     let before = observe();
     assert_eq!(before, observe());
     git(&place, &["update-ref", "refs/heads/main", &one], b"").expect("there");
@@ -457,16 +426,11 @@ fn commits_are_looked_up_among_what_refs_reach() {
     let unreached = text(git(&place, &["rev-parse", "gone"], b"").expect("id"));
     git(&place, &["update-ref", "-d", "refs/heads/gone"], b"").expect("delete");
     let driver = open(&place).expect("open");
-    let pin = world.cut(driver.as_ref(), 1);
+    let pin = pin(&driver, 1);
     let referents = [reached.as_str(), unreached.as_str(), &"0".repeat(40), "no id"].map(|id| id.as_bytes().to_vec());
     let query = EdgeQuery::Which { kind: "commits".to_owned(), referents: referents.to_vec() };
-    let mut found = Vec::new();
-    let visit = &mut |edge: stillpoint_core::driver::Edge| {
-        found.push(String::from_utf8(edge.referent).expect("text"));
-        Ok(())
-    };
-    world.runtime.block_on(driver.edges(&Context::default(), Some(&pin), &query, visit)).expect("edges");
-    assert_eq!(found, [reached]);
+    let found = edges(&driver, Some(&pin), &query).expect("edges");
+    assert_eq!(found.into_iter().map(|edge| text(edge.referent)).collect::<Vec<_>>(), [reached]);
 }
 
 #[test]
@@ -484,7 +448,7 @@ fn the_readme_states_the_capability_of_one_repository() {
     }
     let world = World::new();
     let driver = open(&world.init("a.git", &["--bare"])).expect("open");
-    let found = world.runtime.block_on(driver.probe(&Context::default())).expect("probe").capability;
+    let found = run(driver.probe(&Context::default())).expect("probe").capability;
     let word = |yes| if yes { "yes" } else { "no" };
     for (row, value) in [
         ("observes writes", word(found.observes_writes)),

@@ -1,20 +1,21 @@
 //! The conformance suite on the reference driver, and the quirks that only it has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde_json::{Value, json};
 use stillpoint_core::Result;
 use stillpoint_core::driver::{Driver, EdgeQuery};
 use stillpoint_core::error::Kind;
-use stillpoint_core::id::StoreName;
 use stillpoint_core::tree::TreePath;
 use stillpoint_testkit::MemoryTree;
 use stillpoint_testkit::conformance::{self, Content, Harness, Subject};
 
 use super::drain::{decode, encode};
 use super::{REGISTRATION, Store};
-use crate::OpenRequest;
+use crate::trial;
 
 struct Stores;
 
@@ -43,7 +44,7 @@ impl Harness for Stores {
 
 impl Subject for Named {
     fn open(&self) -> Result<Arc<dyn Driver>> {
-        open(BTreeMap::from([("name".to_owned(), self.0.clone().into())]))
+        open(json!({ "name": self.0 }))
     }
 
     fn put(&self, key: &str, value: &[u8]) -> Result<()> {
@@ -72,10 +73,8 @@ impl Drop for Named {
     }
 }
 
-fn open(settings: BTreeMap<String, serde_json::Value>) -> Result<Arc<dyn Driver>> {
-    let store = StoreName::new("memory").expect("valid");
-    let secrets = |_: &stillpoint_core::platform::Secret| Ok(String::new());
-    (REGISTRATION.open)(&OpenRequest { store: &store, settings: &settings, scratch: "/".into(), secrets: &secrets })
+fn open(settings: Value) -> Result<Arc<dyn Driver>> {
+    trial::open(&REGISTRATION, settings, Path::new("/"))
 }
 
 #[test]
@@ -106,8 +105,8 @@ fn every_key_is_a_file_name_and_every_name_one_key() {
 
 #[test]
 fn settings_that_cannot_be_are_named() {
-    let unknown = open(BTreeMap::from([("name".to_owned(), "x".into()), ("colour".to_owned(), "red".into())]));
+    let unknown = open(json!({ "name": "x", "colour": "red" }));
     assert!(unknown.expect_err("unknown setting").to_string().contains("colour"));
-    let empty = open(BTreeMap::from([("name".to_owned(), "".into())]));
+    let empty = open(json!({ "name": "" }));
     assert_eq!(empty.expect_err("empty").kind(), Kind::Config);
 }

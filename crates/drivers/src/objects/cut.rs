@@ -21,7 +21,7 @@ use super::client::Skipped;
 use super::keys;
 use super::spool::{Entries, Entry, Sorted, Sorter};
 use super::wire::{self, Record, STAMP_KEY};
-use super::{Inner, Where};
+use super::{Objects, Where};
 use crate::watch::{Change, Event, Options, Watch};
 
 /// A watch stays good for as long as the process lives.
@@ -128,7 +128,7 @@ impl Late {
     }
 }
 
-impl Inner {
+impl Objects {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }
@@ -212,7 +212,7 @@ enum Verdict {
 
 impl<'a> Sieve<'a> {
     fn new(
-        inner: &Inner,
+        driver: &Objects,
         at: FileTime,
         knowledge: Option<(&'a Early, Late)>,
         parent: Option<&'a dyn Tree>,
@@ -220,7 +220,7 @@ impl<'a> Sieve<'a> {
         let unseen = knowledge.as_ref().map_or_else(HashSet::new, |(early, _)| {
             early.known.iter().filter(|(_, there)| **there).map(|(key, _)| key.as_slice()).collect()
         });
-        let kept = Sorter::new(&inner.scratch)?;
+        let kept = Sorter::new(&driver.scratch)?;
         Ok(Self { at, knowledge, parent, kept, losses: Vec::new(), losses_more: 0, left_out: 0, unseen })
     }
 
@@ -355,17 +355,17 @@ fn next_of(entries: &mut Option<Entries>) -> Result<Option<Entry>> {
 }
 
 /// Begins the watch and lists the keys there are.
-pub(super) fn prepare(inner: &Inner, context: &Context) -> Result<Hold> {
-    let mut guard = inner.state();
+pub(super) fn prepare(driver: &Objects, context: &Context) -> Result<Hold> {
+    let mut guard = driver.state();
     let state = &mut *guard;
     state.pinned = None;
-    begin_watch(inner, state)?;
-    let is_bucket = matches!(inner.place, Where::Bucket(_));
+    begin_watch(driver, state)?;
+    let is_bucket = matches!(driver.place, Where::Bucket(_));
     // What happened before the listing is in the listing.
     state.early = state.watch.as_ref().and_then(Watch::take).map(|_| Early::default());
     let mut bytes = 0;
-    let mut sorter = Sorter::new(&inner.scratch)?;
-    inner.place.as_place().list(context, &mut |key, record| {
+    let mut sorter = Sorter::new(&driver.scratch)?;
+    driver.place.as_place().list(context, &mut |key, record| {
         bytes += record.size;
         // A file's times are compared with the watch's help; what it was before is not needed.
         let payload = if is_bucket { record.to_bytes()? } else { Vec::new() };
@@ -376,14 +376,14 @@ pub(super) fn prepare(inner: &Inner, context: &Context) -> Result<Hold> {
 }
 
 /// Begins the watch if there is none that still sees.
-fn begin_watch(inner: &Inner, state: &mut State) -> Result<()> {
-    let Where::Directory(directory) = &inner.place else { return Ok(()) };
+fn begin_watch(driver: &Objects, state: &mut State) -> Result<()> {
+    let Where::Directory(directory) = &driver.place else { return Ok(()) };
     if state.watch.as_ref().is_some_and(|watch| watch.blind().is_none()) {
         return Ok(());
     }
     // What happened between the old watch and the new one is known to nobody.
     state.early = None;
-    let settings = inner.settings.clone();
+    let settings = driver.settings.clone();
     let exclude = move |path: &std::path::Path| {
         path.as_os_str() == STAMP_KEY || path.file_name().is_some_and(|name| settings.is_unfinished(name.as_bytes()))
     };
@@ -399,23 +399,23 @@ fn begin_watch(inner: &Inner, state: &mut State) -> Result<()> {
 }
 
 /// The watch's position, or `None` where nothing is watched.
-pub(super) fn observe(inner: &Inner) -> Result<Option<Position>> {
-    let mut guard = inner.state();
-    begin_watch(inner, &mut guard)?;
+pub(super) fn observe(driver: &Objects) -> Result<Option<Position>> {
+    let mut guard = driver.state();
+    begin_watch(driver, &mut guard)?;
     Ok(guard.watch.as_ref().and_then(Watch::position))
 }
 
 /// Notes the moment. What is written from its return on bears a later time, and is seen by the
 /// watch after what it reported until then.
-pub(super) fn cut(inner: &Inner, context: &Context, cut: &CutId) -> Result<Pin> {
+pub(super) fn cut(driver: &Objects, context: &Context, cut: &CutId) -> Result<Pin> {
     context.check()?;
-    let mut guard = inner.state();
+    let mut guard = driver.state();
     let state = &mut *guard;
     if let Some(pinned) = state.pinned.as_ref().filter(|pinned| pinned.pin.cut == *cut) {
         return Ok(pinned.pin.clone());
     }
     let at = now(ClockId::Realtime);
-    if matches!(inner.place, Where::Directory(_)) {
+    if matches!(driver.place, Where::Directory(_)) {
         // File times come from a clock that ticks every 1 to 10 ms.
         while now(ClockId::RealtimeCoarse) <= at {
             std::thread::sleep(Duration::from_micros(200));
@@ -446,14 +446,14 @@ fn now(clock: ClockId) -> FileTime {
 }
 
 /// What changed since is known by name and every content checks itself, so that a held pin is good.
-pub(super) fn still_valid(inner: &Inner, pin: &Pin) -> Validity {
-    match &inner.state().pinned {
+pub(super) fn still_valid(driver: &Objects, pin: &Pin) -> Validity {
+    match &driver.state().pinned {
         Some(pinned) if pinned.pin.cut == pin.cut => Validity::Valid,
         _ => Validity::Lost("no view of this cut is held".to_owned()),
     }
 }
 
 /// Ends the watch and forgets the lists.
-pub(super) fn release(inner: &Inner) {
-    *inner.state() = State::default();
+pub(super) fn release(driver: &Objects) {
+    *driver.state() = State::default();
 }

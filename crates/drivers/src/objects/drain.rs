@@ -10,7 +10,7 @@ use super::client::{Fetched, Listed};
 use super::cut::View;
 use super::spool::{Entries, Sorted};
 use super::wire::{self, HOW_TO, MANIFEST, OBJECTS, Record, SCHEMA, SUMMARY, Summary};
-use super::{Inner, Where, keys};
+use super::{Objects, Where, keys};
 
 /// The instructions at the top of every point.
 const HOW_TO_TEXT: &[u8] = include_bytes!("HOW-TO-RESTORE.txt");
@@ -58,14 +58,14 @@ impl Items {
 
 /// Writes summary, manifest and objects of the view.
 pub(super) fn drain(
-    inner: &Inner,
+    driver: &Objects,
     context: &Context,
     pin: &Pin,
     sink: &mut dyn Sink,
     parent: Option<&dyn Tree>,
 ) -> Result<Drained> {
-    let view = inner.view(context, pin, parent)?;
-    let summary = summarise(inner, &view)?;
+    let view = driver.view(context, pin, parent)?;
+    let summary = summarise(driver, &view)?;
     context.expect_bytes(summary.bytes);
     let stream = Metadata::stream(view.at);
     let folder = Metadata::folder(view.at);
@@ -82,19 +82,19 @@ pub(super) fn drain(
     };
     let mut drained = Drained { unit: "objects".to_owned(), losses: view.losses.clone(), ..Drained::default() };
     drained.notes.clone_from(&view.notes);
-    if matches!(inner.place, Where::Bucket(_)) {
+    if matches!(driver.place, Where::Bucket(_)) {
         drained.notes.push(
             "nothing holds a bucket without versions: an object that was written between the listing before the cut \
              and the cut, and overwritten or deleted after it, is missing without being named"
                 .to_owned(),
         );
     }
-    let mut writer = Writer { inner, context, sink, folder, inside: Vec::new(), parent_cut_nanos, drained };
+    let mut writer = Writer { driver, context, sink, folder, inside: Vec::new(), parent_cut_nanos, drained };
     let mut items = Items::new(&view.records)?;
     let mut batch: Vec<Item> = Vec::new();
     while let Some(item) = items.next_item()? {
         context.check()?;
-        let fits = batch.len() < inner.place.as_place().fetch_count()
+        let fits = batch.len() < driver.place.as_place().fetch_count()
             && batch.first().is_none_or(|first| above(&first.names) == above(&item.names))
             && !item.is_folder;
         if !fits {
@@ -118,8 +118,8 @@ fn above(names: &[Vec<u8>]) -> &[Vec<u8>] {
     &names[..names.len() - 1]
 }
 
-fn summarise(inner: &Inner, view: &View) -> Result<Summary> {
-    let kind = if matches!(inner.place, Where::Directory(_)) { "directory" } else { "bucket" };
+fn summarise(driver: &Objects, view: &View) -> Result<Summary> {
+    let kind = if matches!(driver.place, Where::Directory(_)) { "directory" } else { "bucket" };
     let mut summary = Summary { schema: SCHEMA.to_owned(), kind: kind.to_owned(), ..Summary::default() };
     summary.cut_nanos = nanos((view.at.seconds, view.at.nanos));
     let mut items = Items::new(&view.records)?;
@@ -175,7 +175,7 @@ fn parent_cut(parent: &dyn Tree) -> Result<Option<i64>> {
 
 /// Writes objects in the order of the tree, and folders around them.
 struct Writer<'a> {
-    inner: &'a Inner,
+    driver: &'a Objects,
     context: &'a Context,
     sink: &'a mut dyn Sink,
     folder: Metadata,
@@ -229,7 +229,7 @@ impl Writer<'_> {
             }
             old.push(node);
         }
-        let mut fetched = self.inner.place.as_place().fetch(&wanted)?.into_iter();
+        let mut fetched = self.driver.place.as_place().fetch(&wanted)?.into_iter();
         for ((name, item), old) in batch.into_iter().zip(old) {
             if name != keys::SELF {
                 self.write_waiting(Some(&name))?;
@@ -285,7 +285,7 @@ fn other_attributes(node: Node) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 /// Yields the keys of the view, or of the objects as they are now.
 pub(super) fn edges(
-    inner: &Inner,
+    driver: &Objects,
     context: &Context,
     pin: Option<&Pin>,
     query: &EdgeQuery,
@@ -308,10 +308,10 @@ pub(super) fn edges(
         Ok(())
     };
     let Some(pin) = pin else {
-        inner.place.as_place().list(context, &mut |key, _| yield_key(key))?;
+        driver.place.as_place().list(context, &mut |key, _| yield_key(key))?;
         return Ok(());
     };
-    let view = inner.view(context, pin, None)?;
+    let view = driver.view(context, pin, None)?;
     let mut entries = view.records.entries()?;
     while let Some((key, _)) = entries.next_entry()? {
         context.check()?;

@@ -13,7 +13,6 @@
 //! Keys become paths by [`keys`]; listings of any length are sorted on disk by [`spool`]. Versions of
 //! a bucket are not listed yet, so that a bucket with versioning is read as one without.
 
-mod address;
 mod bucket;
 mod client;
 mod config;
@@ -29,18 +28,14 @@ mod wire;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
+use stillpoint_core::address;
 use stillpoint_core::capability::{Capability, PinKind, Probe};
-use stillpoint_core::driver::{
-    Context, Drained, Driver, Edge, EdgeQuery, Hold, Pin, RestoreRequest, Restored, Validity, Verification,
-};
 use stillpoint_core::error::{Error, Kind, Result};
-use stillpoint_core::id::CutId;
-use stillpoint_core::position::{Identity, Position, Stamp};
-use stillpoint_core::tree::{Sink, Tree};
+use stillpoint_core::position::{Identity, Stamp};
 
 pub use config::Settings;
 
+use crate::phases::{Phased, Phases};
 use crate::{OpenRequest, Registration};
 
 /// The registry's line for this driver.
@@ -48,18 +43,35 @@ pub static REGISTRATION: Registration = Registration {
     name: "objects",
     about: "a bucket, or a directory whose files are objects",
     readme: include_str!("README.md"),
-    open: |request| Ok(Arc::new(Objects::open(request)?)),
+    open: |request| Ok(Arc::new(Phased::new(Objects::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
     into_folder: config::into_folder,
 };
 
-/// One store of objects, as the engine sees it.
-pub struct Objects {
-    inner: Arc<Inner>,
-}
+/// The phases, by the pages they stand on.
+static PHASES: Phases<Objects> = Phases {
+    probe: Objects::probe,
+    prepare: cut::prepare,
+    observe: cut::observe,
+    cut: cut::cut,
+    drain: drain::drain,
+    still_valid: |objects, pin| Ok(cut::still_valid(objects, pin)),
+    edges: drain::edges,
+    release: |objects, _| {
+        cut::release(objects);
+        Ok(())
+    },
+    identity: Objects::identity,
+    restore: restore::restore,
+    verify: restore::verify,
+    stamp: Objects::stamp,
+    read_stamp: Objects::read_stamp,
+    occupied: |objects| objects.place.as_place().occupied(),
+    execute: None,
+};
 
-/// What blocking tasks share.
-struct Inner {
+/// One store of objects.
+struct Objects {
     settings: Settings,
     scratch: PathBuf,
     place: Where,
@@ -83,7 +95,7 @@ impl Where {
 
 impl std::fmt::Debug for Objects {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let place = (&self.inner.settings.path, &self.inner.settings.url);
+        let place = (&self.settings.path, &self.settings.url);
         f.debug_struct("Objects").field("place", &place).finish_non_exhaustive()
     }
 }
@@ -98,16 +110,7 @@ impl Objects {
             (None, Some(url)) => Where::Bucket(open_bucket(request, &settings, url).map_err(named)?),
             (None, None) => return Err(Error::internal("the settings name no objects")),
         };
-        let inner = Inner { settings, scratch: request.scratch.clone(), place, state: Mutex::default() };
-        Ok(Self { inner: Arc::new(inner) })
-    }
-
-    /// Runs what may wait for a disk or a service away from the async threads.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Result<T> {
-        let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .map_err(|error| Error::internal("a blocking task ended early").source(error))?
+        Ok(Self { settings, scratch: request.scratch.clone(), place, state: Mutex::default() })
     }
 }
 
@@ -129,12 +132,12 @@ fn open_bucket(request: &OpenRequest<'_>, settings: &Settings, url: &str) -> Res
     bucket::Bucket::new(Arc::from(store), prefix, settings.connections)
 }
 
-impl Inner {
+impl Objects {
     fn identity(&self) -> Result<Identity> {
         match (&self.place, &self.settings.url) {
             (Where::Directory(directory), _) => crate::place::identity("objects", &directory.root),
             (Where::Bucket(bucket), Some(url)) => {
-                let endpoint = address::address(url, &self.settings.options, bucket.prefix())?;
+                let endpoint = address::of_bucket(url, &self.settings.options, bucket.prefix())?;
                 Ok(Identity { driver: "objects".to_owned(), native: None, endpoint })
             }
             (Where::Bucket(_), None) => Err(Error::internal("a bucket without a url")),
@@ -180,85 +183,14 @@ impl Inner {
         })
     }
 
+    fn stamp(&self, stamp: &Stamp) -> Result<()> {
+        let text = serde_json::to_vec(stamp).map_err(|e| Error::internal("a stamp does not serialize").source(e))?;
+        self.place.as_place().write_stamp(&text)
+    }
+
     fn read_stamp(&self) -> Result<Option<Stamp>> {
         let Some(bytes) = self.place.as_place().read_stamp()? else { return Ok(None) };
         let parsed = serde_json::from_slice(&bytes);
         parsed.map(Some).map_err(|error| Error::new(Kind::Corrupt, "the stamp is not readable").source(error))
-    }
-}
-
-#[async_trait]
-impl Driver for Objects {
-    async fn probe(&self, context: &Context) -> Result<Probe> {
-        context.check()?;
-        self.blocking(Inner::probe).await
-    }
-
-    async fn prepare(&self, context: &Context) -> Result<Hold> {
-        let context = context.clone();
-        self.blocking(move |inner| cut::prepare(inner, &context)).await
-    }
-
-    async fn observe(&self, _: &Context) -> Result<Option<Position>> {
-        self.blocking(cut::observe).await
-    }
-
-    async fn cut(&self, context: &Context, cut: &CutId) -> Result<Pin> {
-        let (context, cut) = (context.clone(), cut.clone());
-        self.blocking(move |inner| cut::cut(inner, &context, &cut)).await
-    }
-
-    async fn drain(
-        &self,
-        context: &Context,
-        pin: &Pin,
-        sink: &mut dyn Sink,
-        parent: Option<&dyn Tree>,
-    ) -> Result<Drained> {
-        drain::drain(&self.inner, context, pin, sink, parent)
-    }
-
-    async fn still_valid(&self, _: &Context, pin: &Pin) -> Result<Validity> {
-        Ok(cut::still_valid(&self.inner, pin))
-    }
-
-    async fn edges(
-        &self,
-        context: &Context,
-        pin: Option<&Pin>,
-        query: &EdgeQuery,
-        visit: &mut (dyn FnMut(Edge) -> Result<()> + Send),
-    ) -> Result<()> {
-        drain::edges(&self.inner, context, pin, query, visit)
-    }
-
-    async fn release(&self, _: &Context, _: &[String]) -> Result<()> {
-        cut::release(&self.inner);
-        Ok(())
-    }
-
-    async fn identity(&self, _: &Context) -> Result<Identity> {
-        self.blocking(Inner::identity).await
-    }
-
-    async fn restore(&self, context: &Context, source: &dyn Tree, request: &RestoreRequest) -> Result<Restored> {
-        restore::restore(&self.inner, context, source, request)
-    }
-
-    async fn verify(&self, context: &Context, source: &dyn Tree) -> Result<Verification> {
-        restore::verify(&self.inner, context, source)
-    }
-
-    async fn stamp(&self, _: &Context, stamp: &Stamp) -> Result<()> {
-        let text = serde_json::to_vec(stamp).map_err(|e| Error::internal("a stamp does not serialize").source(e))?;
-        self.blocking(move |inner| inner.place.as_place().write_stamp(&text)).await
-    }
-
-    async fn read_stamp(&self, _: &Context) -> Result<Option<Stamp>> {
-        self.blocking(Inner::read_stamp).await
-    }
-
-    async fn occupied(&self, _: &Context) -> Result<Option<String>> {
-        self.blocking(|inner| inner.place.as_place().occupied()).await
     }
 }

@@ -19,14 +19,14 @@ use super::client::{Directory, Place};
 use super::drain::SUMMARY_BYTES_MAX;
 use super::spool::Sorter;
 use super::wire::{OBJECTS, STAMP_KEY, SUMMARY, Summary};
-use super::{Inner, Where, keys};
+use super::{Objects, Where, keys};
 
 /// Differences beyond this number are not listed.
 const DIFFERENCES_MAX: usize = 100;
 
 /// Writes the point's objects, or those below `part`.
 pub(super) fn restore(
-    inner: &Inner,
+    driver: &Objects,
     context: &Context,
     source: &dyn Tree,
     request: &RestoreRequest,
@@ -36,9 +36,9 @@ pub(super) fn restore(
     let summary = Summary::parse(&bytes)?;
     context.expect_bytes(summary.bytes);
     let top = top_of(source, request.part.as_ref())?;
-    match &inner.place {
+    match &driver.place {
         Where::Directory(directory) => into_directory(directory, context, source, request, &summary, &top),
-        Where::Bucket(bucket) => into_bucket(inner, bucket, context, source, request, &top),
+        Where::Bucket(bucket) => into_bucket(driver, bucket, context, source, request, &top),
     }
 }
 
@@ -291,7 +291,7 @@ fn in_two_steps(
 
 /// Writes the objects to an empty bucket, several at a time.
 fn into_bucket(
-    inner: &Inner,
+    driver: &Objects,
     bucket: &Bucket,
     context: &Context,
     source: &dyn Tree,
@@ -307,10 +307,10 @@ fn into_bucket(
             .hint("restore into an empty bucket or prefix"));
     }
     let done = Mutex::new((Restored::default(), None::<Error>));
-    let (sender, receiver) = sync_channel::<(Vec<Vec<u8>>, Node)>(inner.settings.connections * 4);
+    let (sender, receiver) = sync_channel::<(Vec<Vec<u8>>, Node)>(driver.settings.connections * 4);
     let receiver = Mutex::new(receiver);
     let walked = std::thread::scope(|scope| {
-        for _ in 0..inner.settings.connections {
+        for _ in 0..driver.settings.connections {
             scope.spawn(|| {
                 loop {
                     let next = receiver.lock().expect("no holder panics").recv();
@@ -374,9 +374,9 @@ fn walk(source: &dyn Tree, top: &TreePath, visit: &mut Visit<'_>) -> Result<()> 
 }
 
 /// Compares keys and every byte of the objects with the point.
-pub(super) fn verify(inner: &Inner, context: &Context, source: &dyn Tree) -> Result<Verification> {
+pub(super) fn verify(driver: &Objects, context: &Context, source: &dyn Tree) -> Result<Verification> {
     let top = top_of(source, None)?;
-    if let Where::Directory(directory) = &inner.place
+    if let Where::Directory(directory) = &driver.place
         && directory.root.is_dir()
         && source.compare(&top, &directory.root)?.is_empty()
     {
@@ -388,16 +388,16 @@ pub(super) fn verify(inner: &Inner, context: &Context, source: &dyn Tree) -> Res
         return Ok(Verification { checked, differences: Vec::new() });
     }
     // Something differs, or only the stamp, an empty folder or an escaped name does: look closely.
-    let mut stored = Sorter::new(&inner.scratch)?;
+    let mut stored = Sorter::new(&driver.scratch)?;
     walk(source, &top, &mut |names, _| {
         let key = keys::unescape(names)?;
         let is_folder = names.last().is_some_and(|last| last == keys::SELF);
         stored.push(keys::sort_key(&keys::escape(&key)), vec![u8::from(is_folder)])
     })?;
     let mut stored = stored.finish()?.entries()?;
-    let there = match &inner.place {
-        Where::Directory(directory) if !directory.root.is_dir() => Sorter::new(&inner.scratch)?.finish()?,
-        _ => inner.listing(context)?.0,
+    let there = match &driver.place {
+        Where::Directory(directory) if !directory.root.is_dir() => Sorter::new(&driver.scratch)?.finish()?,
+        _ => driver.listing(context)?.0,
     };
     let mut there = there.entries()?;
     let mut verification = Verification::default();
@@ -424,7 +424,7 @@ pub(super) fn verify(inner: &Inner, context: &Context, source: &dyn Tree) -> Res
                 verification.checked += 1;
                 let mut path = top.clone();
                 super::wire::object_path(&names, is_folder).iter().try_for_each(|name| path.push(name))?;
-                if let Some(difference) = compare_one(inner, source, &path, &key)? {
+                if let Some(difference) = compare_one(driver, source, &path, &key)? {
                     verification.differences.push(difference);
                 }
             }
@@ -439,9 +439,9 @@ pub(super) fn verify(inner: &Inner, context: &Context, source: &dyn Tree) -> Res
     Ok(verification)
 }
 
-fn compare_one(inner: &Inner, source: &dyn Tree, path: &TreePath, key: &[u8]) -> Result<Option<String>> {
+fn compare_one(driver: &Objects, source: &dyn Tree, path: &TreePath, key: &[u8]) -> Result<Option<String>> {
     let shown = keys::shown(key);
-    let Some(mut here) = inner.place.as_place().open(key)? else { return Ok(Some(format!("`{shown}` is missing"))) };
+    let Some(mut here) = driver.place.as_place().open(key)? else { return Ok(Some(format!("`{shown}` is missing"))) };
     let mut there = source.open(path)?;
     let (mut a, mut b) = (vec![0; 128 << 10], vec![0; 128 << 10]);
     let mut offset = 0u64;

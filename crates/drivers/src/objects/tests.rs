@@ -1,7 +1,7 @@
 //! The quirks of objects: odd keys, writers that rename, objects that go between cut and drain.
 //! Common duties are proven by the conformance suite at the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,37 +10,22 @@ use std::time::Duration;
 use object_store::ObjectStoreExt;
 use serde_json::json;
 use stillpoint_core::capability::{Capability, PinKind};
-use stillpoint_core::driver::{
-    Context, Drained, Driver, Edge, EdgeQuery, Pin, RestoreMode, RestoreRequest, Restored, Validity,
-};
+use stillpoint_core::driver::{Context, Drained, Driver, EdgeQuery, Pin, RestoreMode};
 use stillpoint_core::error::{Error, Kind, Result};
-use stillpoint_core::id::{CutId, RunId, StoreName};
-use stillpoint_core::platform::Secret;
 use stillpoint_core::position::Stamp;
-use stillpoint_core::tree::{Tree, TreePath};
+use stillpoint_core::tree::TreePath;
 use stillpoint_testkit::conformance::{self, Content, Harness, Subject};
-use stillpoint_testkit::{CountingSink, Drain, MemorySink, MemoryTree, skip};
+use stillpoint_testkit::{CountingSink, MemoryTree, skip};
 
 use super::bucket::Bucket;
-use super::{Inner, Objects, Settings, Where, cut};
-use crate::OpenRequest;
-
-fn open_with(settings: serde_json::Value, scratch: &Path) -> Result<Arc<dyn Driver>> {
-    let settings: BTreeMap<String, serde_json::Value> = serde_json::from_value(settings).unwrap();
-    let store = StoreName::new("blobs").unwrap();
-    let request = OpenRequest {
-        store: &store,
-        settings: &settings,
-        scratch: scratch.to_owned(),
-        secrets: &|secret: &Secret| Ok(secret.0.clone()),
-    };
-    (super::REGISTRATION.open)(&request)
-}
+use super::{Objects, PHASES, REGISTRATION, Settings, Where};
+use crate::phases::Phased;
+use crate::trial::{self, back_up, cut_id, differences, drain, edges, pin, restore, run};
 
 fn open(path: &Path) -> Arc<dyn Driver> {
     let mut scratch = path.as_os_str().to_owned();
     scratch.push("-scratch");
-    open_with(json!({ "path": path }), Path::new(&scratch)).unwrap()
+    trial::open(&REGISTRATION, json!({ "path": path }), Path::new(&scratch)).unwrap()
 }
 
 /// A driver on a bucket in memory.
@@ -48,65 +33,14 @@ fn open_bucket(store: &Arc<object_store::memory::InMemory>, prefix: &str, scratc
     let settings: Settings =
         serde_json::from_value(json!({ "url": format!("s3://bucket/{prefix}"), "connections": 3 })).unwrap();
     let bucket = Bucket::new(store.clone(), object_store::path::Path::from(prefix), 3).unwrap();
-    let inner = Inner {
-        settings,
-        scratch: scratch.to_owned(),
-        place: Where::Bucket(bucket),
-        state: Mutex::new(cut::State::default()),
-    };
-    Arc::new(Objects { inner: Arc::new(inner) })
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
-
-fn cut_id(attempt: u32) -> CutId {
-    CutId { run: RunId::from_random([7; 8]), attempt }
-}
-
-fn pin(driver: &Arc<dyn Driver>, attempt: u32) -> Pin {
-    let context = Context::default();
-    run(async {
-        driver.prepare(&context).await.unwrap();
-        driver.cut(&context, &cut_id(attempt)).await.unwrap()
-    })
-}
-
-fn drain(driver: &Arc<dyn Driver>, pin: &Pin, parent: Option<&MemoryTree>) -> (Drain, Drained) {
-    let mut sink = MemorySink::with_parent(parent);
-    let parent = parent.map(|tree| tree as &dyn Tree);
-    let drained = run(driver.drain(&Context::default(), pin, &mut sink, parent)).unwrap();
-    (sink.finish().unwrap(), drained)
-}
-
-fn back_up(driver: &Arc<dyn Driver>, parent: Option<&MemoryTree>) -> (MemoryTree, Drained) {
-    let pin = pin(driver, 1);
-    let (drain, drained) = drain(driver, &pin, parent);
-    assert_eq!(drain.torn, []);
-    assert_eq!(run(driver.still_valid(&Context::default(), &pin)).unwrap(), Validity::Valid);
-    run(driver.release(&Context::default(), &[])).unwrap();
-    (drain.tree, drained)
-}
-
-fn restore(driver: &Arc<dyn Driver>, tree: &MemoryTree, mode: RestoreMode, part: Option<&str>) -> Result<Restored> {
-    let part = part.map(|part| TreePath::parse(part).unwrap());
-    let request = RestoreRequest { mode, part, restore: "r1".to_owned() };
-    run(driver.restore(&Context::default(), tree, &request))
-}
-
-fn differences(driver: &Arc<dyn Driver>, tree: &MemoryTree) -> Vec<String> {
-    run(driver.verify(&Context::default(), tree)).unwrap().differences
+    let place = Where::Bucket(bucket);
+    let objects = Objects { settings, scratch: scratch.to_owned(), place, state: Mutex::default() };
+    Arc::new(Phased::new(objects, &PHASES))
 }
 
 fn held(driver: &Arc<dyn Driver>, pin: Option<&Pin>) -> Vec<String> {
-    let mut keys = Vec::new();
-    run(driver.edges(&Context::default(), pin, &EdgeQuery::Held("keys".to_owned()), &mut |edge: Edge| {
-        keys.push(String::from_utf8_lossy(&edge.referent).into_owned());
-        Ok(())
-    }))
-    .unwrap();
-    keys
+    let found = edges(driver, pin, &EdgeQuery::Held("keys".to_owned())).unwrap();
+    found.into_iter().map(|edge| String::from_utf8_lossy(&edge.referent).into_owned()).collect()
 }
 
 fn put(root: &Path, key: &str, value: &str) {
@@ -164,7 +98,7 @@ fn what_happens_after_the_cut_is_left_out_or_named() {
         use std::io::Write;
         std::fs::OpenOptions::new().append(true).open(root.join("appended")).unwrap().write_all(b"more").unwrap();
     }
-    let (drain, drained) = drain(&driver, &pinned, None);
+    let (drain, drained) = drain(&driver, &pinned, None).unwrap();
     assert_eq!(drain.torn, []);
     let keys: BTreeSet<_> = held(&driver, Some(&pinned)).into_iter().collect();
     let expected = ["appended", "early", "early-renamed", "kept", "overwritten", "renamed-over", "touched"];
@@ -183,14 +117,10 @@ fn without_a_watch_the_times_decide() {
     for key in ["kept", "overwritten", "deleted"] {
         put(&root, key, "old");
     }
-    let inner = |settings: serde_json::Value| {
-        let settings: Settings = serde_json::from_value(settings).unwrap();
-        let directory = super::client::Directory::new(root.clone(), settings.clone());
-        let scratch = root.with_file_name("scratch");
-        Inner { settings, scratch, place: Where::Directory(directory), state: Mutex::default() }
-    };
-    let objects = Objects { inner: Arc::new(inner(json!({ "path": root }))) };
-    let driver: Arc<dyn Driver> = Arc::new(objects);
+    let settings: Settings = serde_json::from_value(json!({ "path": root })).unwrap();
+    let place = Where::Directory(super::client::Directory::new(root.clone(), settings.clone()));
+    let objects = Objects { settings, scratch: root.with_file_name("scratch"), place, state: Mutex::default() };
+    let driver: Arc<dyn Driver> = Arc::new(Phased::new(objects, &PHASES));
     run(driver.prepare(&Context::default())).unwrap();
     // More changes than are kept by name.
     for _ in 0..11_000 {
@@ -202,7 +132,7 @@ fn without_a_watch_the_times_decide() {
     put(&root, "late", "new");
     put(&root, "overwritten", "newer");
     std::fs::remove_file(root.join("deleted")).unwrap();
-    let (_, drained) = drain(&driver, &pinned, None);
+    let (_, drained) = drain(&driver, &pinned, None).unwrap();
     let named: BTreeSet<_> = losses(&drained).into_iter().map(|(what, _)| what).collect();
     assert_eq!(named, ["deleted", "overwritten"].into());
     let keys: BTreeSet<_> = held(&driver, Some(&pinned)).into_iter().collect();
@@ -234,7 +164,7 @@ fn acknowledged_objects_are_in_the_point_and_later_ones_are_not() {
         let acknowledged = acknowledged.load(Ordering::SeqCst);
         let pinned = run(driver.cut(&Context::default(), &cut_id(round))).unwrap();
         let begun = begun.load(Ordering::SeqCst);
-        let (drain, drained) = drain(&driver, &pinned, parent.as_ref());
+        let (drain, drained) = drain(&driver, &pinned, parent.as_ref()).unwrap();
         assert_eq!((drain.torn.len(), drained.losses.len()), (0, 0), "{drained:?}");
         let numbers: Vec<u64> =
             drain.tree.files().keys().filter_map(|path| path.strip_prefix("objects/")?.parse().ok()).collect();
@@ -509,7 +439,7 @@ fn a_bucket_without_versions_names_what_it_can() {
     write("p/overwritten", "2");
     write("p/late", "2");
     run(store.delete(&path("p/deleted"))).unwrap();
-    let (first, drained) = drain(&driver, &pinned, Some(&parent));
+    let (first, drained) = drain(&driver, &pinned, Some(&parent)).unwrap();
     assert_eq!(losses(&drained).iter().map(|(what, _)| *what).collect::<Vec<_>>(), ["deleted", "overwritten"]);
     assert_eq!(first.tree.files().keys().filter(|path| path.starts_with("objects/")).count(), 3);
     // Without a parent, the listing before the cut tells them apart as well.
@@ -517,7 +447,7 @@ fn a_bucket_without_versions_names_what_it_can() {
     std::thread::sleep(Duration::from_millis(5));
     write("p/new-to-the-parent", "3");
     run(store.delete(&path("p/overwritten"))).unwrap();
-    let (_, drained) = drain(&driver, &pinned, None);
+    let (_, drained) = drain(&driver, &pinned, None).unwrap();
     let named: Vec<_> = losses(&drained).into_iter().map(|(what, _)| what).collect();
     assert_eq!(named, ["new-to-the-parent", "overwritten"]);
 }
@@ -585,7 +515,7 @@ fn a_real_bucket_comes_back() {
             "credentials": { "access_key_id": key, "secret_access_key": secret },
         })
     };
-    let open = |prefix: &str| open_with(settings(prefix), &folder.path().join("s")).unwrap();
+    let open = |prefix: &str| trial::open(&REGISTRATION, settings(prefix), &folder.path().join("s")).unwrap();
     let (source, copy) = (open("source"), open("copy"));
     let mut tree = MemoryTree::new().with_file(
         &[b"bucket.json"],
@@ -630,7 +560,7 @@ fn the_readme_states_the_capability() {
         ("swaps in place", shown(|capability| capability.swaps_in_place)),
         ("partial restore", shown(|capability| capability.partial_restore)),
     ] {
-        assert!(super::REGISTRATION.readme.contains(&format!("| {row} | {value} |")), "{row}: {value}");
+        assert!(REGISTRATION.readme.contains(&format!("| {row} | {value} |")), "{row}: {value}");
     }
     assert!(directory.observes_writes && !bucket.observes_writes);
 }

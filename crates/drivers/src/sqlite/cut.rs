@@ -19,7 +19,7 @@ use stillpoint_core::position::Position;
 use stillpoint_core::tree::Metadata;
 
 use super::config::Rollback;
-use super::{Inner, client, wire};
+use super::{Sqlite, client, wire};
 
 /// Connections stay usable for as long as the process lives.
 const SAFE_FOR: Duration = Duration::from_secs(3600);
@@ -117,7 +117,7 @@ pub(super) struct State {
     pinned: Option<(Pin, Vec<Arc<View>>)>,
 }
 
-impl Inner {
+impl Sqlite {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder panics")
     }
@@ -175,16 +175,20 @@ impl Inner {
             let inode = client::inode(&target.path)?;
             let opened = match old.iter().position(|opened| opened.target == target && opened.inode == inode) {
                 Some(index) => old.swap_remove(index),
-                None => {
-                    Opened { observer: self.open(&target)?, observer_id: observer_id(), standby: None, target, inode }
-                }
+                None => Opened {
+                    observer: self.connect(&target)?,
+                    observer_id: observer_id(),
+                    standby: None,
+                    target,
+                    inode,
+                },
             };
             state.opened.push(opened);
         }
         Ok(())
     }
 
-    fn open(&self, target: &Target) -> Result<Connection> {
+    fn connect(&self, target: &Target) -> Result<Connection> {
         client::open_reader(&target.path, self.settings.busy_timeout())
     }
 }
@@ -196,15 +200,15 @@ fn observer_id() -> String {
 }
 
 /// Connects to every database, twice: to observe, and to pin.
-pub(super) fn prepare(inner: &Inner, context: &Context) -> Result<Hold> {
-    let mut guard = inner.state();
+pub(super) fn prepare(driver: &Sqlite, context: &Context) -> Result<Hold> {
+    let mut guard = driver.state();
     let state = &mut *guard;
-    inner.refresh(state)?;
+    driver.refresh(state)?;
     let mut bytes = 0;
     for opened in &mut state.opened {
         context.check()?;
         if opened.standby.is_none() {
-            opened.standby = Some(inner.open(&opened.target)?);
+            opened.standby = Some(driver.connect(&opened.target)?);
         }
         let pages: i64 = client::pragma(&opened.observer, "page_count")?;
         let page_bytes: i64 = client::pragma(&opened.observer, "page_size")?;
@@ -214,10 +218,10 @@ pub(super) fn prepare(inner: &Inner, context: &Context) -> Result<Hold> {
 }
 
 /// Asks every observer whether another connection committed.
-pub(super) fn observe(inner: &Inner) -> Result<Option<Position>> {
-    let mut guard = inner.state();
+pub(super) fn observe(driver: &Sqlite) -> Result<Option<Position>> {
+    let mut guard = driver.state();
     let state = &mut *guard;
-    inner.refresh(state)?;
+    driver.refresh(state)?;
     let mut parts = Vec::with_capacity(state.opened.len());
     for opened in &state.opened {
         parts.push(position_part(opened, client::data_version(&opened.observer)?, None));
@@ -242,21 +246,21 @@ fn position(parts: &[String]) -> Position {
 }
 
 /// Fixes the view of every database, one after the other, each in well below a millisecond.
-pub(super) fn cut(inner: &Inner, context: &Context, cut: &CutId) -> Result<Pin> {
+pub(super) fn cut(driver: &Sqlite, context: &Context, cut: &CutId) -> Result<Pin> {
     context.check()?;
-    let mut guard = inner.state();
+    let mut guard = driver.state();
     let state = &mut *guard;
     if let Some((pin, _)) = &state.pinned
         && pin.cut == *cut
     {
         return Ok(pin.clone());
     }
-    inner.refresh(state)?;
+    driver.refresh(state)?;
     recycle(state);
     let mut views = Vec::with_capacity(state.opened.len());
     let mut parts = Vec::with_capacity(state.opened.len());
     for opened in &mut state.opened {
-        let (view, part) = pin_one(inner, opened, cut)?;
+        let (view, part) = pin_one(driver, opened, cut)?;
         views.push(view);
         parts.push(part);
     }
@@ -291,12 +295,12 @@ fn remove_clone(view: &View) {
     }
 }
 
-fn pin_one(inner: &Inner, opened: &mut Opened, cut: &CutId) -> Result<(View, String)> {
+fn pin_one(driver: &Sqlite, opened: &mut Opened, cut: &CutId) -> Result<(View, String)> {
     let path = &opened.target.path;
     let connection = match opened.standby.take() {
         // A database that was replaced since has another inode, and its opened value is new.
         Some(connection) => connection,
-        None => inner.open(&opened.target)?,
+        None => driver.connect(&opened.target)?,
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i128;
     let (before, newest) = client::files_state(path)?;
@@ -333,27 +337,27 @@ fn pin_one(inner: &Inner, opened: &mut Opened, cut: &CutId) -> Result<(View, Str
         clone: None,
         file: None,
     };
-    if !is_wal && inner.settings.rollback != Rollback::Hold {
-        clone_view(inner, &mut view, cut)?;
+    if !is_wal && driver.settings.rollback != Rollback::Hold {
+        clone_view(driver, &mut view, cut)?;
     }
     Ok((view, part))
 }
 
 /// Replaces a shared lock by a clone of the file, where the file system can.
-fn clone_view(inner: &Inner, view: &mut View, cut: &CutId) -> Result<()> {
+fn clone_view(driver: &Sqlite, view: &mut View, cut: &CutId) -> Result<()> {
     let path = view.target.path.clone();
     let hash = hex::encode(&Sha256::digest(path.as_os_str().as_encoded_bytes())[..6]);
     let name = format!("{CLONE_PREFIX}{hash}-{cut}");
     let mut refused = None;
     let file = view.file.insert(File::open(&path).or_io(|| format!("cannot open {}", path.display()))?);
-    for folder in [Some(inner.scratch.as_path()), path.parent()].into_iter().flatten() {
+    for folder in [Some(driver.scratch.as_path()), path.parent()].into_iter().flatten() {
         let to = folder.join(&name);
         if let Err(error) = clone_file(file, &to) {
             refused = Some(error);
             continue;
         }
         view.clone = Some(to.clone());
-        let cloned = client::open_reader(&to, inner.settings.busy_timeout())?;
+        let cloned = client::open_reader(&to, driver.settings.busy_timeout())?;
         client::begin_view(&cloned)?;
         let old = view.connection.get_mut().expect("no holder panics").replace(cloned);
         if let Some(old) = old {
@@ -363,7 +367,7 @@ fn clone_view(inner: &Inner, view: &mut View, cut: &CutId) -> Result<()> {
         return Ok(());
     }
     match refused {
-        Some(error) if inner.settings.rollback == Rollback::Clone => {
+        Some(error) if driver.settings.rollback == Rollback::Clone => {
             Err(Error::io(format!("cannot clone {}", path.display()), error)
                 .hint("cloning needs btrfs, XFS or another file system with reflinks; or use `rollback: hold`"))
         }
@@ -404,8 +408,8 @@ fn settle(view: &mut View, locks: Option<&str>) -> Result<()> {
 }
 
 /// Checks that every view is still held by what held it at the cut.
-pub(super) fn still_valid(inner: &Inner, pin: &Pin) -> Result<Validity> {
-    let views = match inner.views(pin) {
+pub(super) fn still_valid(driver: &Sqlite, pin: &Pin) -> Result<Validity> {
+    let views = match driver.views(pin) {
         Ok(views) => views,
         Err(error) if error.kind() == Kind::PinLost => return Ok(Validity::Lost(error.message().to_owned())),
         Err(error) => return Err(error),
@@ -454,8 +458,8 @@ fn lost(view: &View, locks: Option<&str>) -> Result<Option<&'static str>> {
 }
 
 /// Ends all views, closes all connections, deletes clones, also those of a process that died.
-pub(super) fn release(inner: &Inner, remains: &[String]) -> Result<()> {
-    let mut state = inner.state();
+pub(super) fn release(driver: &Sqlite, remains: &[String]) -> Result<()> {
+    let mut state = driver.state();
     let pinned = state.pinned.take();
     for view in pinned.iter().flat_map(|(_, views)| views) {
         drop(view.connection.lock().expect("no holder panics").take());

@@ -13,7 +13,7 @@ use stillpoint_core::tree::{self, Content, ContentEnd, FileTime, Metadata, Reade
 use super::client::{self, Attempt};
 use super::cut::{Held, Target, View};
 use super::wire::{self, Description, SCHEMA, STAMP_TABLE, quoted};
-use super::{Inner, restore};
+use super::{Sqlite, restore};
 
 /// The instructions at the top of every point.
 const HOW_TO: &[u8] = include_bytes!("HOW-TO-RESTORE.txt");
@@ -28,19 +28,19 @@ pub(super) const DESCRIPTION_BYTES_MAX: u64 = 32 << 20;
 
 /// Copies every view into the sink; reuses those whose files did not change since the parent.
 pub(super) fn drain(
-    inner: &Inner,
+    driver: &Sqlite,
     context: &Context,
     pin: &Pin,
     sink: &mut dyn Sink,
     parent: Option<&dyn Tree>,
 ) -> Result<Drained> {
-    let views = inner.views(pin)?;
+    let views = driver.views(pin)?;
     let mut drained = Drained { unit: "rows".to_owned(), ..Drained::default() };
     let newest = views.iter().map(|view| view.meta.mtime).max().unwrap_or_default();
     let folder = Metadata::folder(newest);
-    if inner.settings.path.is_some() {
+    if driver.settings.path.is_some() {
         for view in &views {
-            drain_one(inner, context, view, sink, parent, &mut drained)?;
+            drain_one(driver, context, view, sink, parent, &mut drained)?;
         }
         note_waits(&views, &mut drained);
         return Ok(drained);
@@ -58,7 +58,7 @@ pub(super) fn drain(
             sink.enter(name, &folder)?;
         }
         inside.clone_from(&view.target.below);
-        drain_one(inner, context, view, sink, parent, &mut drained)?;
+        drain_one(driver, context, view, sink, parent, &mut drained)?;
     }
     for _ in inside {
         sink.leave()?;
@@ -90,7 +90,7 @@ pub(super) fn folder(target: &Target) -> Result<TreePath> {
 }
 
 fn drain_one(
-    inner: &Inner,
+    driver: &Sqlite,
     context: &Context,
     view: &Arc<View>,
     sink: &mut dyn Sink,
@@ -106,7 +106,7 @@ fn drain_one(
     let description = match unchanged {
         Some(description) => description,
         None => view.with(|connection| {
-            client::interruptible(context, connection, || describe(inner, view, connection, &mut drained.notes))
+            client::interruptible(context, connection, || describe(driver, view, connection, &mut drained.notes))
         })?,
     };
     let bytes = description.pages * description.page_bytes;
@@ -132,7 +132,7 @@ fn drain_one(
             context.advance(bytes, description.rows_total());
         } else {
             drained.bytes_read += bytes;
-            sink.file(entry, &view.meta, Some(bytes), content(inner, context, view, &description)?)?;
+            sink.file(entry, &view.meta, Some(bytes), content(driver, context, view, &description)?)?;
         }
     }
     Ok(())
@@ -163,12 +163,12 @@ fn unchanged_since(view: &View, parent: &dyn Tree) -> Result<Option<Description>
 }
 
 /// Reads what is to be known of a view. Runs on the pinned connection.
-fn describe(inner: &Inner, view: &View, connection: &Connection, notes: &mut Vec<String>) -> Result<Description> {
+fn describe(driver: &Sqlite, view: &View, connection: &Connection, notes: &mut Vec<String>) -> Result<Description> {
     let number = |name| client::pragma::<i64>(connection, name);
     let file = view.target.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut rows = std::collections::BTreeMap::new();
     let mut foreign_keys_broken = None;
-    if inner.settings.inspect {
+    if driver.settings.inspect {
         for table in restore::tables(connection)? {
             let sql = format!("SELECT count(*) FROM {}", quoted(&table));
             let count: i64 = connection
@@ -233,7 +233,12 @@ fn schema_hash(connection: &Connection) -> Result<String> {
 }
 
 /// The database as a stream: pages of the view, in order.
-fn content(inner: &Inner, context: &Context, view: &Arc<View>, description: &Description) -> Result<Box<dyn Content>> {
+fn content(
+    driver: &Sqlite,
+    context: &Context,
+    view: &Arc<View>,
+    description: &Description,
+) -> Result<Box<dyn Content>> {
     if view.with(client::offers_pages)? {
         return Ok(Box::new(Pages {
             view: view.clone(),
@@ -245,12 +250,12 @@ fn content(inner: &Inner, context: &Context, view: &Arc<View>, description: &Des
             taken: 0,
         }));
     }
-    copied_content(inner, context, view)
+    copied_content(driver, context, view)
 }
 
 /// Without the page table, SQLite copies the view to a scratch file first.
-pub(super) fn copied_content(inner: &Inner, context: &Context, view: &View) -> Result<Box<dyn Content>> {
-    let copy = inner.scratch_file(&view.target)?;
+pub(super) fn copied_content(driver: &Sqlite, context: &Context, view: &View) -> Result<Box<dyn Content>> {
+    let copy = driver.scratch_file(&view.target)?;
     view.with(|connection| {
         let what = || "cannot copy the view to the scratch folder".to_owned();
         let mut target = Connection::open(&copy).attempt(what)?;
@@ -317,20 +322,20 @@ impl Content for Pages {
 
 /// Answers an edge query on the pinned views, or on the live databases.
 pub(super) fn edges(
-    inner: &Inner,
+    driver: &Sqlite,
     context: &Context,
     pin: Option<&Pin>,
     query: &EdgeQuery,
     visit: &mut (dyn FnMut(Edge) -> Result<()> + Send),
 ) -> Result<()> {
     if let Some(pin) = pin {
-        for view in inner.views(pin)? {
+        for view in driver.views(pin)? {
             view.with(|connection| client::interruptible(context, connection, || answer(connection, query, visit)))?;
         }
         return Ok(());
     }
-    for target in inner.targets()? {
-        let connection = client::open_reader(&target.path, inner.settings.busy_timeout())?;
+    for target in driver.targets()? {
+        let connection = client::open_reader(&target.path, driver.settings.busy_timeout())?;
         client::begin_view(&connection)?;
         client::interruptible(context, &connection, || answer(&connection, query, visit))?;
     }

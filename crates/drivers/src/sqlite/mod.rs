@@ -28,19 +28,13 @@ mod wire;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 use stillpoint_core::capability::{Capability, PinKind, Probe};
-use stillpoint_core::driver::{
-    Context, Drained, Driver, Edge, EdgeQuery, Hold, Pin, RestoreRequest, Restored, Validity, Verification,
-};
-use stillpoint_core::error::{Error, IoContext, Kind, Result};
-use stillpoint_core::id::CutId;
-use stillpoint_core::position::{Identity, Position, Stamp};
-use stillpoint_core::tree::{Sink, Tree};
+use stillpoint_core::error::{IoContext, Kind, Result};
 
 pub use config::{Rollback, Settings};
 
+use crate::phases::{Phased, Phases};
 use crate::{OpenRequest, Registration};
 
 /// The registry's line for this driver.
@@ -48,18 +42,32 @@ pub static REGISTRATION: Registration = Registration {
     name: "sqlite",
     about: "SQLite databases, by a pinned read transaction",
     readme: include_str!("README.md"),
-    open: |request| Ok(Arc::new(Sqlite::open(request)?)),
+    open: |request| Ok(Arc::new(Phased::new(Sqlite::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
     into_folder: config::into_folder,
 };
 
-/// One store of SQLite databases, as the engine sees it.
-pub struct Sqlite {
-    inner: Arc<Inner>,
-}
+/// The phases, by the pages they stand on.
+static PHASES: Phases<Sqlite> = Phases {
+    probe: Sqlite::probe,
+    prepare: cut::prepare,
+    observe: cut::observe,
+    cut: cut::cut,
+    drain: drain::drain,
+    still_valid: cut::still_valid,
+    edges: drain::edges,
+    release: cut::release,
+    identity: restore::identity,
+    restore: restore::restore,
+    verify: restore::verify,
+    stamp: restore::stamp,
+    read_stamp: restore::read_stamp,
+    occupied: restore::occupied,
+    execute: Some(Sqlite::execute),
+};
 
-/// What blocking tasks share.
-struct Inner {
+/// One store of SQLite databases.
+struct Sqlite {
     settings: Settings,
     scratch: PathBuf,
     state: Mutex<cut::State>,
@@ -67,7 +75,7 @@ struct Inner {
 
 impl std::fmt::Debug for Sqlite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sqlite").field("settings", &self.inner.settings).finish_non_exhaustive()
+        f.debug_struct("Sqlite").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
@@ -75,20 +83,9 @@ impl Sqlite {
     fn open(request: &OpenRequest<'_>) -> Result<Self> {
         let settings: Settings = crate::settings(request)?;
         let settings = settings.validate().map_err(|error| error.store(request.store.as_str()))?;
-        let inner = Inner { settings, scratch: request.scratch.clone(), state: Mutex::default() };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { settings, scratch: request.scratch.clone(), state: Mutex::default() })
     }
 
-    /// Runs what may wait for a lock or a disk away from the async threads.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Result<T> {
-        let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .map_err(|error| Error::internal("a blocking task ended early").source(error))?
-    }
-}
-
-impl Inner {
     /// A file in the scratch folder, its own for each database.
     fn scratch_file(&self, target: &cut::Target) -> Result<PathBuf> {
         std::fs::create_dir_all(&self.scratch).or_io(|| format!("cannot create {}", self.scratch.display()))?;
@@ -151,88 +148,5 @@ impl Inner {
                 .attempt(|| format!("the statement failed on {}", target.path.display()))?;
         }
         Ok(())
-    }
-}
-
-#[async_trait]
-impl Driver for Sqlite {
-    async fn probe(&self, context: &Context) -> Result<Probe> {
-        context.check()?;
-        self.blocking(Inner::probe).await
-    }
-
-    async fn prepare(&self, context: &Context) -> Result<Hold> {
-        let context = context.clone();
-        self.blocking(move |inner| cut::prepare(inner, &context)).await
-    }
-
-    async fn observe(&self, _: &Context) -> Result<Option<Position>> {
-        self.blocking(cut::observe).await
-    }
-
-    async fn cut(&self, context: &Context, cut: &CutId) -> Result<Pin> {
-        let (context, cut) = (context.clone(), cut.clone());
-        self.blocking(move |inner| cut::cut(inner, &context, &cut)).await
-    }
-
-    async fn drain(
-        &self,
-        context: &Context,
-        pin: &Pin,
-        sink: &mut dyn Sink,
-        parent: Option<&dyn Tree>,
-    ) -> Result<Drained> {
-        drain::drain(&self.inner, context, pin, sink, parent)
-    }
-
-    async fn still_valid(&self, _: &Context, pin: &Pin) -> Result<Validity> {
-        let pin = pin.clone();
-        self.blocking(move |inner| cut::still_valid(inner, &pin)).await
-    }
-
-    async fn edges(
-        &self,
-        context: &Context,
-        pin: Option<&Pin>,
-        query: &EdgeQuery,
-        visit: &mut (dyn FnMut(Edge) -> Result<()> + Send),
-    ) -> Result<()> {
-        drain::edges(&self.inner, context, pin, query, visit)
-    }
-
-    async fn release(&self, _: &Context, remains: &[String]) -> Result<()> {
-        let remains = remains.to_vec();
-        self.blocking(move |inner| cut::release(inner, &remains)).await
-    }
-
-    async fn identity(&self, _: &Context) -> Result<Identity> {
-        self.blocking(restore::identity).await
-    }
-
-    async fn restore(&self, context: &Context, source: &dyn Tree, request: &RestoreRequest) -> Result<Restored> {
-        restore::restore(&self.inner, context, source, request)
-    }
-
-    async fn verify(&self, context: &Context, source: &dyn Tree) -> Result<Verification> {
-        restore::verify(&self.inner, context, source)
-    }
-
-    async fn stamp(&self, _: &Context, stamp: &Stamp) -> Result<()> {
-        let stamp = stamp.clone();
-        self.blocking(move |inner| restore::stamp(inner, &stamp)).await
-    }
-
-    async fn read_stamp(&self, _: &Context) -> Result<Option<Stamp>> {
-        self.blocking(restore::read_stamp).await
-    }
-
-    async fn occupied(&self, _: &Context) -> Result<Option<String>> {
-        self.blocking(restore::occupied).await
-    }
-
-    async fn execute(&self, context: &Context, statement: &str) -> Result<()> {
-        context.check()?;
-        let statement = statement.to_owned();
-        self.blocking(move |inner| inner.execute(&statement)).await
     }
 }

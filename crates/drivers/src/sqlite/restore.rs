@@ -16,7 +16,7 @@ use stillpoint_core::tree::{self, Metadata, NodeKind, Tree, TreePath, check_name
 
 use super::client::{self, Attempt};
 use super::wire::{self, Description, STAMP_TABLE, quoted};
-use super::{Inner, drain};
+use super::{Sqlite, drain};
 use crate::place;
 
 /// Differences beyond this number are not listed.
@@ -34,26 +34,26 @@ struct Stored {
 
 /// Restores every database of the point, or the one that `part` names.
 pub(super) fn restore(
-    inner: &Inner,
+    driver: &Sqlite,
     context: &Context,
     source: &dyn Tree,
     request: &RestoreRequest,
 ) -> Result<Restored> {
     check_name(request.restore.as_bytes())?;
-    let stored = stored_databases(inner, source, request.part.as_ref())?;
+    let stored = stored_databases(driver, source, request.part.as_ref())?;
     context.expect_bytes(stored.iter().map(|database| database.bytes).sum());
     for database in &stored {
-        refuse_existing(inner, &database.target, request)?;
+        refuse_existing(driver, &database.target, request)?;
     }
     let mut restored = Restored::default();
     for database in &stored {
-        restore_one(inner, context, source, request, database, &mut restored)?;
+        restore_one(driver, context, source, request, database, &mut restored)?;
     }
     Ok(restored)
 }
 
 /// Finds the databases of a point, and the place of each one in this store.
-fn stored_databases(inner: &Inner, source: &dyn Tree, part: Option<&TreePath>) -> Result<Vec<Stored>> {
+fn stored_databases(driver: &Sqlite, source: &dyn Tree, part: Option<&TreePath>) -> Result<Vec<Stored>> {
     let mut folders = Vec::new();
     find_descriptions(source, &TreePath::root(), &mut folders)?;
     if let Some(part) = part.filter(|part| !part.names().is_empty()) {
@@ -65,8 +65,8 @@ fn stored_databases(inner: &Inner, source: &dyn Tree, part: Option<&TreePath>) -
     if folders.is_empty() {
         return Err(Error::new(Kind::Corrupt, "the point holds no database of this store"));
     }
-    folders.into_iter().map(|folder| stored_database(inner, source, folder)).collect::<Result<Vec<_>>>().and_then(
-        |stored| match (&inner.settings.path, stored.len()) {
+    folders.into_iter().map(|folder| stored_database(driver, source, folder)).collect::<Result<Vec<_>>>().and_then(
+        |stored| match (&driver.settings.path, stored.len()) {
             (Some(_), 2..) => Err(Error::new(
                 Kind::Config,
                 format!("the point holds {} databases, the target takes one", stored.len()),
@@ -90,7 +90,7 @@ fn find_descriptions(source: &dyn Tree, folder: &TreePath, found: &mut Vec<TreeP
     deeper.iter().try_for_each(|folder| find_descriptions(source, folder, found))
 }
 
-fn stored_database(inner: &Inner, source: &dyn Tree, folder: TreePath) -> Result<Stored> {
+fn stored_database(driver: &Sqlite, source: &dyn Tree, folder: TreePath) -> Result<Stored> {
     let bytes = tree::read_small(source, &folder.join(wire::DESCRIPTION)?, drain::DESCRIPTION_BYTES_MAX)?;
     let description = Description::parse(&bytes)?;
     let mut content = None;
@@ -107,7 +107,7 @@ fn stored_database(inner: &Inner, source: &dyn Tree, folder: TreePath) -> Result
     if size != description.pages * description.page_bytes {
         return Err(Error::new(Kind::Corrupt, format!("`{content}` has not the size that its description states")));
     }
-    let target = match (&inner.settings.path, &inner.settings.directory) {
+    let target = match (&driver.settings.path, &driver.settings.directory) {
         (Some(path), _) => path.clone(),
         (None, Some(directory)) if folder.names().len() > 1 => {
             directory.join(folder.names()[1..].iter().map(|name| OsStr::from_bytes(name)).collect::<PathBuf>())
@@ -124,7 +124,7 @@ fn stored_database(inner: &Inner, source: &dyn Tree, folder: TreePath) -> Result
 }
 
 /// Refuses a target that must not be touched, before anything is written.
-fn refuse_existing(inner: &Inner, target: &Path, request: &RestoreRequest) -> Result<()> {
+fn refuse_existing(driver: &Sqlite, target: &Path, request: &RestoreRequest) -> Result<()> {
     let exists = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|file| file.len() > 0);
     if request.mode == RestoreMode::InPlace {
         let kept = kept_path(target, request);
@@ -136,7 +136,7 @@ fn refuse_existing(inner: &Inner, target: &Path, request: &RestoreRequest) -> Re
         };
     }
     for path in [target.to_owned(), client::beside(target, "-wal"), client::beside(target, "-journal")] {
-        if exists(&path) && !holds_nothing(inner, &path) {
+        if exists(&path) && !holds_nothing(driver, &path) {
             return Err(Error::new(Kind::AlreadyExists, format!("{} exists", path.display()))
                 .hint("restore to another path, or replace it with --in-place"));
         }
@@ -149,7 +149,7 @@ fn kept_path(target: &Path, request: &RestoreRequest) -> PathBuf {
 }
 
 fn restore_one(
-    inner: &Inner,
+    driver: &Sqlite,
     context: &Context,
     source: &dyn Tree,
     request: &RestoreRequest,
@@ -163,8 +163,8 @@ fn restore_one(
     let mut name = format!(".stillpoint-restore-{}-", request.restore).into_bytes();
     name.extend_from_slice(&file[..file.len().min(100)]);
     let partial = folder.join(OsStr::from_bytes(&name));
-    let loaded = load(inner, context, source, database, &partial, restored)
-        .and_then(|()| swap(inner, &partial, target, request, restored));
+    let loaded = load(driver, context, source, database, &partial, restored)
+        .and_then(|()| swap(driver, &partial, target, request, restored));
     if loaded.is_err() {
         for ending in ["", "-wal", "-shm", "-journal"] {
             // What failed is reported; a left-over that cannot be deleted is overwritten next time.
@@ -179,7 +179,7 @@ fn restore_one(
 
 /// Writes the database beside the target and checks it there.
 fn load(
-    inner: &Inner,
+    driver: &Sqlite,
     context: &Context,
     source: &dyn Tree,
     database: &Stored,
@@ -199,7 +199,7 @@ fn load(
     file.sync_all().or_io(what)?;
     drop(file);
     if database.bytes > 0 {
-        let connection = client::open_writer(partial, inner.settings.busy_timeout())?;
+        let connection = client::open_writer(partial, driver.settings.busy_timeout())?;
         client::interruptible(context, &connection, || check_integrity(&connection, database, restored))?;
         // A stamp in the pages tells of an earlier restore of the source, not of this copy.
         connection
@@ -282,12 +282,18 @@ fn findings(connection: &Connection, check: &str) -> Result<Vec<String>> {
 }
 
 /// Puts the loaded file in the target's place, in one step that other programs see whole.
-fn swap(inner: &Inner, partial: &Path, target: &Path, request: &RestoreRequest, restored: &mut Restored) -> Result<()> {
+fn swap(
+    driver: &Sqlite,
+    partial: &Path,
+    target: &Path,
+    request: &RestoreRequest,
+    restored: &mut Restored,
+) -> Result<()> {
     let what = || format!("cannot put the database in place at {}", target.display());
     let is_there = std::fs::symlink_metadata(target).is_ok_and(|file| file.len() > 0);
     if request.mode == RestoreMode::InPlace && is_there {
         let target = client::resolve(target)?;
-        let lock = lock_old(inner, &target)?;
+        let lock = lock_old(driver, &target)?;
         keep_old(&target, &kept_path(&target, request), restored)?;
         // New clients find the old file until this rename and the new one from it on.
         std::fs::rename(partial, &target).or_io(what)?;
@@ -318,8 +324,8 @@ fn swap(inner: &Inner, partial: &Path, target: &Path, request: &RestoreRequest, 
 
 /// Takes the database for ourselves, so that nobody writes into what is about to be replaced.
 /// `None` when it is too damaged to be locked.
-fn lock_old(inner: &Inner, target: &Path) -> Result<Option<Connection>> {
-    let connection = client::open_writer(target, inner.settings.busy_timeout())?;
+fn lock_old(driver: &Sqlite, target: &Path) -> Result<Option<Connection>> {
+    let connection = client::open_writer(target, driver.settings.busy_timeout())?;
     // Asked for before the first access, this mode makes WAL databases refuse us for as long as any
     // other connection is open, and leaves no shared memory behind.
     let locked = connection
@@ -356,22 +362,22 @@ fn keep_old(target: &Path, kept: &Path, restored: &mut Restored) -> Result<()> {
 }
 
 /// Compares schema and every row of every table with the point's databases.
-pub(super) fn verify(inner: &Inner, context: &Context, source: &dyn Tree) -> Result<Verification> {
+pub(super) fn verify(driver: &Sqlite, context: &Context, source: &dyn Tree) -> Result<Verification> {
     let mut verification = Verification::default();
-    for database in stored_databases(inner, source, None)? {
+    for database in stored_databases(driver, source, None)? {
         let label = database.target.display().to_string();
         if !database.target.exists() {
             verification.differences.push(format!("{label} is missing"));
             continue;
         }
-        let copy = inner.scratch_file(&super::cut::Target {
+        let copy = driver.scratch_file(&super::cut::Target {
             below: database.folder.names().to_vec(),
             path: database.target.clone(),
         })?;
         let mut file = File::create(&copy).or_io(|| format!("cannot write {}", copy.display()))?;
         copy_content(context, source, &database.content, &mut file, &copy)?;
         drop(file);
-        let busy = inner.settings.busy_timeout();
+        let busy = driver.settings.busy_timeout();
         let ours = client::open_reader(&client::resolve(&database.target)?, busy)?;
         let theirs = client::open_reader(&copy, busy)?;
         client::begin_view(&ours)?;
@@ -472,21 +478,21 @@ fn select_all(connection: &Connection, table: &str) -> Result<String> {
 }
 
 /// Who the store is: its path, and the inode with its birth time, which no other file shares.
-pub(super) fn identity(inner: &Inner) -> Result<Identity> {
-    let path = inner.settings.path.as_ref().or(inner.settings.directory.as_ref());
+pub(super) fn identity(driver: &Sqlite) -> Result<Identity> {
+    let path = driver.settings.path.as_ref().or(driver.settings.directory.as_ref());
     let path = path.ok_or_else(|| Error::internal("the settings name no database"))?;
     place::identity("sqlite", path)
 }
 
 /// What a restore would overwrite; a database that holds nothing but the stamp counts as empty.
-pub(super) fn occupied(inner: &Inner) -> Result<Option<String>> {
-    let targets = match inner.targets() {
+pub(super) fn occupied(driver: &Sqlite) -> Result<Option<String>> {
+    let targets = match driver.targets() {
         Err(error) if error.kind() == Kind::NotFound => return Ok(None),
         other => other?,
     };
     for target in targets {
         let bytes = std::fs::metadata(&target.path).or_io(|| "cannot look at the database".to_owned())?.len();
-        if bytes > 0 && !holds_nothing(inner, &target.path) {
+        if bytes > 0 && !holds_nothing(driver, &target.path) {
             return Ok(Some(format!("the database {} of {bytes} bytes", target.path.display())));
         }
     }
@@ -494,18 +500,18 @@ pub(super) fn occupied(inner: &Inner) -> Result<Option<String>> {
 }
 
 /// Whether this is a database without any table, index, view or trigger but the stamp's.
-fn holds_nothing(inner: &Inner, path: &Path) -> bool {
-    client::open_reader(path, inner.settings.busy_timeout())
+fn holds_nothing(driver: &Sqlite, path: &Path) -> bool {
+    client::open_reader(path, driver.settings.busy_timeout())
         .and_then(|connection| definitions(&connection))
         .is_ok_and(|definitions| definitions.is_empty())
 }
 
 /// Plants the stamp in every database.
-pub(super) fn stamp(inner: &Inner, stamp: &Stamp) -> Result<()> {
+pub(super) fn stamp(driver: &Sqlite, stamp: &Stamp) -> Result<()> {
     let text = serde_json::to_string(stamp).map_err(|e| Error::internal("a stamp does not serialize").source(e))?;
-    for target in inner.targets()? {
+    for target in driver.targets()? {
         let what = || format!("cannot stamp {}", target.path.display());
-        let connection = client::open_writer(&target.path, inner.settings.busy_timeout())?;
+        let connection = client::open_writer(&target.path, driver.settings.busy_timeout())?;
         connection
             .execute_batch(&format!(
                 "BEGIN IMMEDIATE; CREATE TABLE IF NOT EXISTS {STAMP_TABLE} \
@@ -520,13 +526,13 @@ pub(super) fn stamp(inner: &Inner, stamp: &Stamp) -> Result<()> {
 }
 
 /// Reads the first stamp there is. A file that is no readable database carries none.
-pub(super) fn read_stamp(inner: &Inner) -> Result<Option<Stamp>> {
-    let targets = match inner.targets() {
+pub(super) fn read_stamp(driver: &Sqlite) -> Result<Option<Stamp>> {
+    let targets = match driver.targets() {
         Err(error) if error.kind() == Kind::NotFound => return Ok(None),
         other => other?,
     };
     for target in targets {
-        match read_one_stamp(inner, &target.path) {
+        match read_one_stamp(driver, &target.path) {
             Ok(None) => {}
             Ok(stamp) => return Ok(stamp),
             Err(error) if error.kind() == Kind::Corrupt => {}
@@ -536,9 +542,9 @@ pub(super) fn read_stamp(inner: &Inner) -> Result<Option<Stamp>> {
     Ok(None)
 }
 
-fn read_one_stamp(inner: &Inner, path: &Path) -> Result<Option<Stamp>> {
+fn read_one_stamp(driver: &Sqlite, path: &Path) -> Result<Option<Stamp>> {
     let what = || format!("cannot read the stamp of {}", path.display());
-    let connection = client::open_reader(path, inner.settings.busy_timeout())?;
+    let connection = client::open_reader(path, driver.settings.busy_timeout())?;
     let sql = format!("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = '{STAMP_TABLE}'");
     if connection.query_row(&sql, [], |_| Ok(())).optional().attempt(what)?.is_none() {
         return Ok(None);

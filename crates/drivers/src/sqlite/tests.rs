@@ -1,7 +1,7 @@
 //! The quirks of SQLite: journal modes, locks, crashed writers, file formats. Common duties are
 //! proven by the conformance suite at the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,28 +9,18 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 use serde_json::json;
-use stillpoint_core::driver::{
-    Context, Drained, Driver, Edge, EdgeQuery, Pin, RestoreMode, RestoreRequest, Restored, Validity,
-};
+use stillpoint_core::driver::{Context, Drained, Driver, EdgeQuery, RestoreMode, RestoreRequest, Restored, Validity};
 use stillpoint_core::error::{Error, Kind, Result};
-use stillpoint_core::id::{CutId, RunId, StoreName};
 use stillpoint_core::position::Stamp;
-use stillpoint_core::tree::{Tree, TreePath};
+use stillpoint_core::tree::TreePath;
 use stillpoint_testkit::conformance::{self, Content, Harness, Subject};
-use stillpoint_testkit::{Drain, MemorySink, MemoryTree, skip};
+use stillpoint_testkit::{MemoryTree, skip};
 
-use crate::OpenRequest;
+use super::{REGISTRATION, Settings, Sqlite};
+use crate::trial::{self, cut_id, drain, edges, pin, run};
 
 fn open_with(settings: serde_json::Value, scratch: &Path) -> Arc<dyn Driver> {
-    let settings: BTreeMap<String, serde_json::Value> = serde_json::from_value(settings).unwrap();
-    let store = StoreName::new("registry").unwrap();
-    let request = OpenRequest {
-        store: &store,
-        settings: &settings,
-        scratch: scratch.to_owned(),
-        secrets: &|_| Err(Error::new(Kind::NotFound, "no secrets here")),
-    };
-    (super::REGISTRATION.open)(&request).unwrap()
+    trial::open(&REGISTRATION, settings, scratch).unwrap()
 }
 
 fn open(path: &Path) -> Arc<dyn Driver> {
@@ -38,46 +28,16 @@ fn open(path: &Path) -> Arc<dyn Driver> {
     open_with(json!({ "path": path, "busyTimeoutMillis": 2000 }), &scratch)
 }
 
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
-
-fn cut_id(attempt: u32) -> CutId {
-    CutId { run: RunId::from_random([7; 8]), attempt }
-}
-
-fn pin(driver: &Arc<dyn Driver>, attempt: u32) -> Pin {
-    let context = Context::default();
-    run(async {
-        driver.prepare(&context).await.unwrap();
-        driver.cut(&context, &cut_id(attempt)).await.unwrap()
-    })
-}
-
-fn drain(driver: &Arc<dyn Driver>, pin: &Pin, parent: Option<&MemoryTree>) -> Result<(Drain, Drained)> {
-    let mut sink = MemorySink::with_parent(parent);
-    let parent = parent.map(|tree| tree as &dyn Tree);
-    let drained = run(driver.drain(&Context::default(), pin, &mut sink, parent))?;
-    Ok((sink.finish()?, drained))
-}
-
-/// Prepares, cuts, drains and releases.
 fn back_up(path: &Path, parent: Option<&MemoryTree>) -> (MemoryTree, Drained) {
-    let driver = open(path);
-    let pin = pin(&driver, 1);
-    let (drain, drained) = drain(&driver, &pin, parent).unwrap();
-    assert_eq!(run(driver.still_valid(&Context::default(), &pin)).unwrap(), Validity::Valid);
-    run(driver.release(&Context::default(), &[])).unwrap();
-    (drain.tree, drained)
+    trial::back_up(&open(path), parent)
 }
 
 fn restore(path: &Path, tree: &MemoryTree, mode: RestoreMode) -> Result<Restored> {
-    let request = RestoreRequest { mode, part: None, restore: "r1".to_owned() };
-    run(open(path).restore(&Context::default(), tree, &request))
+    trial::restore(&open(path), tree, mode, None)
 }
 
 fn differences(path: &Path, tree: &MemoryTree) -> Vec<String> {
-    run(open(path).verify(&Context::default(), tree)).unwrap().differences
+    trial::differences(&open(path), tree)
 }
 
 fn create(path: &Path, sql: &str) -> Connection {
@@ -91,15 +51,6 @@ const WAL: &str = "PRAGMA journal_mode = WAL;";
 
 fn count(path: &Path, table: &str) -> i64 {
     Connection::open(path).unwrap().query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
-}
-
-fn edges(driver: &Arc<dyn Driver>, pin: Option<&Pin>, query: &EdgeQuery) -> Result<Vec<Edge>> {
-    let mut found = Vec::new();
-    run(driver.edges(&Context::default(), pin, query, &mut |edge| {
-        found.push(edge);
-        Ok(())
-    }))?;
-    Ok(found)
 }
 
 /// Writers that insert 1, 2, 3 … at full speed and tell what they began and what was acknowledged.
@@ -737,18 +688,18 @@ fn without_the_page_table_the_view_is_copied() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.db");
     let live = create(&path, &format!("{WAL} CREATE TABLE t (a); INSERT INTO t VALUES (zeroblob(500000));"));
-    let settings: super::Settings = serde_json::from_value(json!({ "path": path })).unwrap();
-    let inner = super::Inner {
+    let settings: Settings = serde_json::from_value(json!({ "path": path })).unwrap();
+    let sqlite = Sqlite {
         settings: settings.validate().unwrap(),
         scratch: folder.path().join("scratch"),
         state: Mutex::default(),
     };
     let context = Context::default();
-    super::cut::prepare(&inner, &context).unwrap();
-    let pinned = super::cut::cut(&inner, &context, &cut_id(1)).unwrap();
+    super::cut::prepare(&sqlite, &context).unwrap();
+    let pinned = super::cut::cut(&sqlite, &context, &cut_id(1)).unwrap();
     live.execute_batch("INSERT INTO t VALUES (2); PRAGMA wal_checkpoint;").unwrap();
-    let views = inner.views(&pinned).unwrap();
-    let mut content = super::drain::copied_content(&inner, &context, &views[0]).unwrap();
+    let views = sqlite.views(&pinned).unwrap();
+    let mut content = super::drain::copied_content(&sqlite, &context, &views[0]).unwrap();
     let (mut bytes, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
     loop {
         match content.read(&mut buffer).unwrap() {
@@ -794,7 +745,7 @@ fn the_readme_states_the_capability() {
         ("swaps in place", shown(one.capability.swaps_in_place)),
         ("partial restore", "with `directory`"),
     ] {
-        assert!(super::REGISTRATION.readme.contains(&format!("| {row} | {value} |")), "{row}");
+        assert!(REGISTRATION.readme.contains(&format!("| {row} | {value} |")), "{row}");
     }
     assert!(!one.capability.partial_restore && many.capability.partial_restore);
 }

@@ -10,6 +10,7 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
+use stillpoint_core::address;
 use stillpoint_core::error::{Error, Kind, Result};
 
 use super::bridge;
@@ -42,7 +43,7 @@ pub(super) struct Client {
     pub(super) s3: Option<Arc<AmazonS3>>,
     /// Whether the service is one whose conditional writes are documented by its maker.
     pub(super) well_known: bool,
-    /// Where the service is, if that was said: host, port if it is not the usual one, and path.
+    /// Where the service is, if that was said, as addresses have it.
     pub(super) service: Option<String>,
 }
 
@@ -109,7 +110,7 @@ pub(super) fn connect(
                 builder = builder.with_config(key.parse().map_err(|_| unknown(key))?, value);
             }
             let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
-            let (well_known, service) = (endpoint.is_none(), endpoint.and_then(|endpoint| host_of(&endpoint)));
+            let (well_known, service) = (endpoint.is_none(), endpoint.and_then(|endpoint| address::service(&endpoint)));
             let s3 = Arc::new(builder.build().map_err(failed)?);
             Ok(Client { store: s3.clone(), s3: Some(s3), well_known, service })
         }
@@ -121,7 +122,7 @@ pub(super) fn connect(
             for (key, value) in all() {
                 builder = builder.with_config(key.parse().map_err(|_| unknown(key))?, value);
             }
-            let service = builder.get_config_value(&GoogleConfigKey::BaseUrl).and_then(|url| host_of(&url));
+            let service = builder.get_config_value(&GoogleConfigKey::BaseUrl).and_then(|url| address::service(&url));
             Ok(Client { store: Arc::new(builder.build().map_err(failed)?), s3: None, well_known: true, service })
         }
         Service::Azure => {
@@ -132,23 +133,10 @@ pub(super) fn connect(
             for (key, value) in all() {
                 builder = builder.with_config(key.parse().map_err(|_| unknown(key))?, value);
             }
-            let service = builder.get_config_value(&AzureConfigKey::Endpoint).and_then(|url| host_of(&url));
+            let service = builder.get_config_value(&AzureConfigKey::Endpoint).and_then(|url| address::service(&url));
             Ok(Client { store: Arc::new(builder.build().map_err(failed)?), s3: None, well_known: true, service })
         }
     }
-}
-
-/// Host, port if it is not the usual one, and path; `None` for Amazon's own. The driver for objects
-/// writes its addresses in the same way, so that a store inside the bucket is recognised.
-fn host_of(endpoint: &str) -> Option<String> {
-    let Ok(url) = url::Url::parse(endpoint) else { return Some(endpoint.trim_matches('/').to_lowercase()) };
-    let host = match url.host_str().unwrap_or_default().trim_end_matches('.') {
-        "localhost" | "[::1]" => "127.0.0.1",
-        host if host.ends_with(".amazonaws.com") => return None,
-        host => host,
-    };
-    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
-    Some(format!("{host}{port}{}", url.path().trim_end_matches('/')))
 }
 
 fn unknown(key: &str) -> Error {

@@ -25,6 +25,7 @@ use object_store::{
     GetOptions, GetRange, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
     UpdateVersion,
 };
+use stillpoint_core::address;
 use stillpoint_core::error::{Error, Kind, Result};
 use tokio::sync::Semaphore;
 
@@ -280,9 +281,7 @@ impl Depot for ObjectDepot {
             Service::Google => "gs",
             Service::Azure => "az",
         };
-        let slash = if self.address.prefix.is_empty() { "" } else { "/" };
-        let service = self.client.service.as_ref().map_or_else(String::new, |service| format!("{service}/"));
-        format!("{scheme}://{service}{}{slash}{}", self.address.bucket, self.address.prefix)
+        address::compose(scheme, self.client.service.as_deref(), &self.address.bucket, &self.address.prefix)
     }
 }
 

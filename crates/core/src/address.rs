@@ -2,12 +2,14 @@
 //!
 //! A restore is refused when its target is a source, or lies in or around one; that is decided by
 //! comparing addresses part by part. One place must therefore have one address, however its settings
-//! are written. Nothing is asked of a service or a resolver here.
+//! are written and whoever writes it: the driver for objects, or the depot that holds the points.
+//! Nothing is asked of a service or a resolver here.
 
 use std::collections::BTreeMap;
 
-use stillpoint_core::error::{Error, Kind, Result};
 use url::Url;
+
+use crate::error::{Error, Kind, Result};
 
 /// Names of the option that says where the service is, the stronger ones first.
 const ENDPOINT_OPTIONS: [&str; 8] = [
@@ -21,9 +23,10 @@ const ENDPOINT_OPTIONS: [&str; 8] = [
     "google_base_url",
 ];
 
-/// `s3://minio:9000/bucket/prefix`; without an endpoint, `s3://bucket/prefix`: Amazon's names of buckets
-/// are unique. `prefix` is the prefix below the bucket. Fails with `Config` if `url` is none.
-pub(super) fn address(url: &str, options: &BTreeMap<String, String>, prefix: &str) -> Result<String> {
+/// The address of a bucket as its settings have it: `s3://minio:9000/bucket/prefix`, or without an
+/// endpoint `s3://bucket/prefix`: Amazon's names of buckets are unique. `prefix` is the prefix below the
+/// bucket. Fails with `Config` if `url` is none.
+pub fn of_bucket(url: &str, options: &BTreeMap<String, String>, prefix: &str) -> Result<String> {
     let parsed =
         Url::parse(url).map_err(|error| Error::new(Kind::Config, format!("`{url}` names no bucket")).source(error))?;
     let host = parsed.host_str().unwrap_or_default().to_lowercase();
@@ -49,13 +52,18 @@ pub(super) fn address(url: &str, options: &BTreeMap<String, String>, prefix: &st
         }
         other => (other, host),
     };
-    let parts = service.iter().map(String::as_str).chain([bucket.as_str()]).chain(prefix.split('/'));
+    Ok(compose(scheme, service.as_deref(), &bucket, prefix))
+}
+
+/// Puts an address together; `service` is what [`service`] made of the endpoint.
+pub fn compose(scheme: &str, service: Option<&str>, bucket: &str, prefix: &str) -> String {
+    let parts = service.into_iter().chain([bucket]).chain(prefix.split('/'));
     let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
-    Ok(format!("{scheme}://{}", parts.join("/")))
+    format!("{scheme}://{}", parts.join("/"))
 }
 
 /// Host, port if it is not the usual one, and path of an endpoint; `None` for Amazon's own.
-fn service(endpoint: &str) -> Option<String> {
+pub fn service(endpoint: &str) -> Option<String> {
     let whole = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
     let Ok(url) = Url::parse(&whole) else { return Some(endpoint.trim_matches('/').to_lowercase()) };
     let host = match url.host_str().unwrap_or_default().trim_end_matches('.') {
@@ -72,7 +80,7 @@ mod tests {
     use super::*;
 
     fn at(url: &str, option: &str, endpoint: &str, prefix: &str) -> String {
-        address(url, &BTreeMap::from([(option.to_owned(), endpoint.to_owned())]), prefix).unwrap()
+        of_bucket(url, &BTreeMap::from([(option.to_owned(), endpoint.to_owned())]), prefix).unwrap()
     }
 
     #[test]
@@ -82,7 +90,7 @@ mod tests {
         let target = at("s3://prod/data/new", "endpoint", "http://minio:9000", "data/new");
         assert_eq!(target, "s3://minio:9000/prod/data/new");
         assert!(target.split('/').zip(source.split('/')).all(|(target, source)| target == source));
-        let plain = address("s3://Prod/data/", &BTreeMap::new(), "data").unwrap();
+        let plain = of_bucket("s3://Prod/data/", &BTreeMap::new(), "data").unwrap();
         assert_eq!(plain, "s3://prod/data");
     }
 
@@ -99,12 +107,22 @@ mod tests {
             assert_eq!(at("s3a://prod", "endpoint", endpoint, ""), "s3://minio/prod", "{endpoint}");
         }
         for url in ["https://s3.eu-west-1.amazonaws.com/prod/data", "https://prod.s3.eu-west-1.amazonaws.com/data"] {
-            assert_eq!(address(url, &BTreeMap::new(), "data").unwrap(), "s3://prod/data");
+            assert_eq!(of_bucket(url, &BTreeMap::new(), "data").unwrap(), "s3://prod/data");
         }
         assert_eq!(at("s3://prod", "endpoint", "https://s3.eu-west-1.amazonaws.com", ""), "s3://prod");
         assert_eq!(
-            address("abfss://prod@account.dfs.core.windows.net/a", &BTreeMap::new(), "a").unwrap(),
+            of_bucket("abfss://prod@account.dfs.core.windows.net/a", &BTreeMap::new(), "a").unwrap(),
             "az://prod/a"
         );
+    }
+
+    #[test]
+    fn a_service_is_found_in_every_way_to_write_an_endpoint() {
+        for endpoint in ["http://localhost:9000", "localhost:9000", "http://127.0.0.1:9000/"] {
+            assert_eq!(service(endpoint).as_deref(), Some("127.0.0.1:9000"), "{endpoint}");
+        }
+        assert_eq!(service("https://s3.eu-west-1.amazonaws.com"), None);
+        assert_eq!(compose("gs", None, "prod", ""), "gs://prod");
+        assert_eq!(compose("s3", Some("minio:9000"), "prod", "data/new"), "s3://minio:9000/prod/data/new");
     }
 }
