@@ -60,7 +60,7 @@ pub struct ExportReport {
 /// `AlreadyExists` if the directory holds anything; `NotFound` if the point lacks store or path.
 pub async fn run(session: &Session, request: &ExportRequest, cancel: &CancelToken) -> Result<ExportReport> {
     let begin = Instant::now();
-    let statefile = point(session, &request.point).await?;
+    let statefile = point(session, &request.point, &[request.store.clone()].into()).await?;
     if !statefile.stores.contains_key(&request.store) {
         let known: Vec<_> = statefile.stores.keys().map(StoreName::as_str).collect();
         let message = format!("the point {} holds no store `{}`", statefile.point, request.store);

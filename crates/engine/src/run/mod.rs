@@ -258,6 +258,7 @@ impl Run {
             point: head.point.clone(),
             platform: head.platform.platform.clone(),
             environment: head.platform.environment.clone(),
+            platform_stores: head.platform.stores.keys().cloned().collect(),
             parent: self.hands.parent(),
             started_at: head.began_at,
             sealed_at: self.hands.surroundings.clock.utc(),
