@@ -533,6 +533,36 @@ async fn a_disk_that_is_full_for_the_journal_ends_the_run_and_everything_is_rele
     world.assert_points(0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_removes_journals_after_a_month_but_not_of_a_run_that_holds_the_lease() {
+    use stillpoint_core::driver::Context;
+    use stillpoint_engine::ops::prune;
+    let world = World::new("old-journals", &["a"]);
+    let first = world.backup().await.expect("a point").statefile.run;
+    let session = world.session();
+    let prune = |days: i64| {
+        let now = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
+        prune::run(&session, false, 5.0, now, &Context::default()).expect("pruned")
+    };
+    assert!(prune(29).journals.is_empty(), "a month is not over");
+    let (lease, _) = world.bucket.read("leases/churn.json").expect("there");
+    let mut held: serde_json::Value = serde_json::from_slice(&lease).expect("JSON");
+    held["holder"] =
+        serde_json::json!({ "run": first, "point": null, "purpose": "backup", "host": "elsewhere", "process": 1 });
+    let write = |bytes: &[u8]| {
+        let mode = stillpoint_repo::depot::WriteMode::Replace;
+        world.bucket.write("leases/churn.json", &[bytes], &mode).expect("writable");
+    };
+    write(held.to_string().as_bytes());
+    assert!(prune(31).journals.is_empty(), "the lease names the run");
+    write(&lease);
+    let pruned = prune(31);
+    assert_eq!((pruned.journals, pruned.journals_unreadable), (vec![first], Vec::new()));
+    assert!(prune(31).journals.is_empty(), "it is gone");
+    world.backup().await.expect("the next point");
+    world.assert_points(2);
+}
+
 /// Actions that may follow an event that is not on disk: they let go of something, end it, or look.
 const HARMLESS: [&str; 7] =
     ["resume", "stop_watchdog", "release", "abandon_backup", "remove_snapshot", "release_lease", "read_statefile"];
