@@ -4,7 +4,7 @@
 //! `authentication` is a keyed hash over the canonical bytes of everything else, made with a key
 //! derived from the repository's master key; see `docs/formats.md`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -84,6 +84,10 @@ pub struct Statefile {
     pub parent: Option<PointId>,
     /// The stores, by name.
     pub stores: BTreeMap<StoreName, StoreState>,
+    /// Stores of the platform that the run was not asked to take. If there are any, the point counts
+    /// for its own stores and not for the platform.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_out: BTreeSet<StoreName>,
     /// What the references came to.
     pub references: Vec<ReferenceState>,
     /// Bytes read from stores, bytes new in the bucket, after compression.
@@ -160,6 +164,11 @@ pub struct Totals {
 }
 
 impl Statefile {
+    /// Whether the point covers every store that its platform had.
+    pub fn is_whole(&self) -> bool {
+        self.left_out.is_empty()
+    }
+
     /// The bytes that `authentication` covers: the JSON of all other fields with sorted keys.
     pub fn canonical_bytes(&self) -> Result<Vec<u8>> {
         let mut value =

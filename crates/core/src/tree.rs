@@ -8,6 +8,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
+use crate::driver::Context;
 use crate::error::{Error, Kind, Result};
 
 /// Seconds since 1970-01-01 UTC and nanoseconds within the second, as `stat(2)` gives them.
@@ -296,11 +297,15 @@ pub trait Tree: Send + Sync + fmt::Debug {
 
     /// Writes the directory at `path` to the local directory `to`, at full speed, verified:
     /// content, holes, hard links, links, special files, modes, times, attributes, owners.
-    fn extract(&self, path: &TreePath, to: &Path, options: &ExtractOptions) -> Result<Extracted>;
+    ///
+    /// Counts what it writes in `context`, and stops with `Cancelled` soon after that is cancelled;
+    /// what was written by then stays.
+    fn extract(&self, path: &TreePath, to: &Path, options: &ExtractOptions, context: &Context) -> Result<Extracted>;
 
     /// Re-reads the local directory and compares names, types and every byte with the directory
-    /// at `path`. At most 100 differences are returned; an empty list means equal.
-    fn compare(&self, path: &TreePath, with: &Path) -> Result<Vec<Difference>>;
+    /// at `path`. At most 100 differences are returned; an empty list means equal. Stops with
+    /// `Cancelled` soon after `context` is cancelled.
+    fn compare(&self, path: &TreePath, with: &Path, context: &Context) -> Result<Vec<Difference>>;
 
     /// The concrete tree, for a repository that recognises its own as a parent of a new backup.
     /// Trees that are no such parent answer `None`.

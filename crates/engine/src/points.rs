@@ -3,12 +3,13 @@
 //! Nothing here believes a statefile before its keyed hash was checked. What cannot be believed is
 //! listed as such and never passed over: a damaged point is something the operator must know.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use stillpoint_core::Result;
 use stillpoint_core::error::{Error, Kind};
-use stillpoint_core::id::{EnvironmentName, PlatformName, PointId};
+use stillpoint_core::id::{EnvironmentName, PlatformName, PointId, StoreName};
 use stillpoint_core::statefile::{Statefile, Verdict};
 use stillpoint_repo::Repository;
 use stillpoint_repo::depot::Depot;
@@ -47,15 +48,31 @@ impl Listing {
         self.points.iter().filter(move |point| point.platform == *platform && point.environment == *environment)
     }
 
-    /// The newest restorable point of one platform's environment; if none is restorable without
-    /// loss, the newest with named loss.
+    /// The newest restorable point of one platform's environment that covers all its stores; if none
+    /// is restorable without loss, the newest with named loss.
     pub fn newest<'a>(&'a self, platform: &'a PlatformName, environment: &'a EnvironmentName) -> Option<&'a Statefile> {
-        let restorable = self.of(platform, environment).find(|point| point.verdict == Verdict::Restorable);
-        restorable.or_else(|| self.of(platform, environment).next())
+        self.newest_of(platform, environment, &BTreeSet::new())
+    }
+
+    /// As [`Listing::newest`], of the points that cover these stores; of the whole ones if none is
+    /// named.
+    fn newest_of<'a>(
+        &'a self,
+        platform: &'a PlatformName,
+        environment: &'a EnvironmentName,
+        stores: &BTreeSet<StoreName>,
+    ) -> Option<&'a Statefile> {
+        let covers = |point: &&Statefile| match stores.is_empty() {
+            true => point.is_whole(),
+            false => stores.iter().all(|store| point.stores.contains_key(store)),
+        };
+        let covering = || self.of(platform, environment).filter(covers);
+        covering().find(|point| point.verdict == Verdict::Restorable).or_else(|| covering().next())
     }
 
     /// Finds a point by id, by a unique prefix of at least 4 characters, or as `latest`: see
-    /// [`Listing::newest`]. A newer point with named loss is only found if it is named.
+    /// [`Listing::newest`]. A newer point with named loss, or of some stores only, is only found if
+    /// it is named.
     ///
     /// # Errors
     /// `NotFound` with what there is; `Config` if the prefix is too short or not unique.
@@ -65,8 +82,26 @@ impl Listing {
         platform: &'a PlatformName,
         environment: &'a EnvironmentName,
     ) -> Result<&'a Statefile> {
+        self.find_for(text, platform, environment, &BTreeSet::new())
+    }
+
+    /// As [`Listing::find`], for those who need certain stores only: `latest` is the newest point that
+    /// covers them, whatever else it leaves out. If none does, it is the newest whole one, which
+    /// tells what there is.
+    ///
+    /// # Errors
+    /// As [`Listing::find`].
+    pub fn find_for<'a>(
+        &'a self,
+        text: &str,
+        platform: &'a PlatformName,
+        environment: &'a EnvironmentName,
+        stores: &BTreeSet<StoreName>,
+    ) -> Result<&'a Statefile> {
         if text == "latest" {
-            return self.newest(platform, environment).ok_or_else(|| self.none(platform, environment));
+            let newest = self.newest_of(platform, environment, stores);
+            let found = newest.or_else(|| self.newest(platform, environment));
+            return found.ok_or_else(|| self.none(platform, environment));
         }
         let matching: Vec<&Statefile> =
             self.points.iter().filter(|point| point.point.as_str().starts_with(text)).collect();
@@ -92,6 +127,17 @@ impl Listing {
     }
 
     fn none(&self, platform: &PlatformName, environment: &EnvironmentName) -> Error {
+        if let Some(partial) = self.of(platform, environment).next() {
+            let covered: Vec<_> = partial.stores.keys().map(StoreName::as_str).collect();
+            let message = format!("no point of `{platform}` · `{environment}` covers all its stores");
+            return Error::new(Kind::NotFound, message).hint(format!(
+                "the newest one, {} ({:.0}), covers {} only: name it, or the stores that are wanted; \
+                 `stillpoint backup` makes a whole one",
+                partial.point,
+                partial.cut_at,
+                covered.join(", ")
+            ));
+        }
         let error =
             Error::new(Kind::NotFound, format!("there is no point of `{platform}` · `{environment}` in the bucket"));
         match self.points.first() {

@@ -122,7 +122,7 @@ fn restore(repo: &str, to: &Path) {
     let newest = repository.snapshots().unwrap().pop().unwrap();
     let tree = repository.tree(&newest.id, None).unwrap().unwrap();
     let options = ExtractOptions { existing: Existing::Refuse, owners: true };
-    println!("{:?}", tree.extract(&TreePath::root(), to, &options).unwrap());
+    println!("{:?}", tree.extract(&TreePath::root(), to, &options, &Context::default()).unwrap());
 }
 
 fn check(repo: &str) {

@@ -3,7 +3,8 @@
 //! Everything that the snapshots reach and the target lacks is read in the order of the source's
 //! packs, verified, sealed with the target's key and written to new packs there. Compressed bytes
 //! are moved as they are. Snapshots come last, so that a copy that is killed leaves nothing but
-//! blobs which the next one finds.
+//! blobs which the next one finds. What the target's index names counts only if its pack is there: what
+//! lay in packs that were lost is copied again, also for snapshots that the target has.
 
 use std::collections::HashMap;
 
@@ -12,6 +13,7 @@ use stillpoint_core::{Error, Kind, Result};
 
 use crate::format::pack::{PackEntry, SEAL_BYTES};
 use crate::format::snapshot::SnapshotJson;
+use crate::index::Index;
 use crate::lock::{HeldLock, Mode};
 use crate::prune::mark::mark;
 use crate::prune::writer::PackWriter;
@@ -52,7 +54,7 @@ impl Wanted for Copied {
 
 impl Repository {
     /// Copies `snapshots` and all that they need to `target`. What is there already is not copied
-    /// again.
+    /// again, unless the pack that holds it there was lost or cut short.
     ///
     /// # Errors
     /// `Corrupt` if something is damaged or missing at the source: snapshots that need it are not
@@ -83,7 +85,8 @@ impl Repository {
     ) -> Result<CopyReport> {
         let known = origins(target)?;
         let mut report = CopyReport::default();
-        let mut missing = Vec::new();
+        let (held, is_whole) = target.index_of_present()?;
+        let (mut roots, mut missing) = (Vec::new(), Vec::new());
         for id in snapshots {
             let source_id = Id::parse(&id.0)?;
             let json = self.load(FileKind::Snapshot, &source_id)?;
@@ -92,16 +95,19 @@ impl Repository {
             if let Some(copy) = known.get(&origin).or_else(|| known.get(&source_id)) {
                 report.snapshots.push((id.clone(), (*copy).into()));
                 report.snapshots_known += 1;
+                if is_whole {
+                    continue;
+                }
             } else {
-                missing.push((id.clone(), parsed.tree, copied_json(&json, origin)?));
+                missing.push((id.clone(), copied_json(&json, origin)?));
             }
+            roots.push(parsed.tree);
         }
-        let roots: Vec<Id> = missing.iter().map(|(_, tree, _)| *tree).collect();
         if !roots.is_empty() {
-            self.copy_blobs(target, &roots, context, &mut report)?;
+            self.copy_blobs(target, &held, &roots, context, &mut report)?;
         }
         lock.check()?;
-        for (id, _, json) in missing {
+        for (id, json) in missing {
             let copy = target.save(FileKind::Snapshot, &json)?;
             report.snapshots.push((id, copy.into()));
         }
@@ -110,9 +116,15 @@ impl Repository {
         Ok(report)
     }
 
-    fn copy_blobs(&self, target: &Repository, roots: &[Id], context: &Context, report: &mut CopyReport) -> Result<()> {
+    fn copy_blobs(
+        &self,
+        target: &Repository,
+        held: &Index,
+        roots: &[Id],
+        context: &Context,
+        report: &mut CopyReport,
+    ) -> Result<()> {
         let index = self.fresh_index()?;
-        let held = target.fresh_index()?;
         let marks = mark(self, &index, roots, None, context)?;
         let wanted = || {
             let marked = index.iter().enumerate().filter(|(number, _)| marks.is_set(*number));

@@ -178,6 +178,31 @@ impl Repository {
         self.reload(self.lock_index())
     }
 
+    /// The index as it is in the depot now, without the blobs of packs that are absent or cut short;
+    /// and whether there are none of those. Lists the packs once.
+    ///
+    /// Whoever stores only what is missing asks this one: what the index alone names may be gone.
+    pub(crate) fn index_of_present(&self) -> Result<(Arc<Index>, bool)> {
+        let index = self.fresh_index()?;
+        // Packs come before the index that names them, so a list that is made later has them all.
+        let mut lost = index.ends();
+        if !lost.is_empty() {
+            self.depot().list(FileKind::Pack.folder(), &mut |object| {
+                let id = FileKind::Pack.id_of(&object.name);
+                // A header follows the last blob.
+                if let Some(id) = id.filter(|id| lost.get(id).is_some_and(|end| object.size > *end)) {
+                    lost.remove(&id);
+                }
+                Ok(true)
+            })?;
+        }
+        if lost.is_empty() {
+            return Ok((index, true));
+        }
+        tracing::warn!(packs = lost.len(), "packs are absent or cut short; what they held is stored anew");
+        Ok((Arc::new(index.without(|pack| lost.contains_key(pack))?), false))
+    }
+
     fn lock_index(&self) -> std::sync::MutexGuard<'_, Loaded> {
         // What is in the mutex is replaced whole, so a panic elsewhere leaves nothing half done.
         self.inner.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

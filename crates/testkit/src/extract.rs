@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
+use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{Difference, ExtractOptions, Extracted, Metadata, NodeKind, check_name};
 
@@ -30,20 +31,21 @@ pub(crate) fn refuse_content(to: &Path) -> Result<()> {
 }
 
 /// Makes the directory `to` equal to `folder`.
-pub(crate) fn folder(folder: &Folder, to: &Path, options: &ExtractOptions) -> Result<Extracted> {
-    let mut work = Work { owners: options.owners, linked: HashMap::new(), done: Extracted::default() };
+pub(crate) fn folder(folder: &Folder, to: &Path, options: &ExtractOptions, context: &Context) -> Result<Extracted> {
+    let mut work = Work { context, owners: options.owners, linked: HashMap::new(), done: Extracted::default() };
     fs::create_dir_all(to).or_io(|| format!("cannot make `{}`", to.display()))?;
     work.fill(folder, to)?;
     Ok(work.done)
 }
 
-struct Work {
+struct Work<'a> {
+    context: &'a Context,
     owners: bool,
     linked: HashMap<(u64, u64), PathBuf>,
     done: Extracted,
 }
 
-impl Work {
+impl Work<'_> {
     fn fill(&mut self, folder: &Folder, to: &Path) -> Result<()> {
         for present in fs::read_dir(to).or_io(|| format!("cannot list `{}`", to.display()))? {
             let present = present.or_io(|| format!("cannot list `{}`", to.display()))?;
@@ -52,6 +54,7 @@ impl Work {
             }
         }
         for (name, entry) in &folder.entries {
+            self.context.check()?;
             check_name(name)?;
             let path = to.join(std::ffi::OsStr::from_bytes(name));
             let keep = entry.node.kind == NodeKind::Dir && fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir());
@@ -80,6 +83,7 @@ impl Work {
                 self.linked.insert(key, path.to_owned());
                 self.done.files += 1;
                 self.done.bytes += data.len() as u64;
+                self.context.advance(data.len() as u64, 1);
             }
             (NodeKind::Symlink { target }, _) => {
                 std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), path).or_io(failed)?;

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{Content, Difference, ExtractOptions, Extracted, Metadata, Node, Sink, Tree, TreePath};
 
@@ -43,13 +44,13 @@ impl Tree for FailingTree<'_> {
         Ok(if before.is_ok() { reader } else { Box::new(FailingReader) })
     }
 
-    fn extract(&self, path: &TreePath, to: &Path, options: &ExtractOptions) -> Result<Extracted> {
-        self.inner.extract(path, to, options)?;
+    fn extract(&self, path: &TreePath, to: &Path, options: &ExtractOptions, context: &Context) -> Result<Extracted> {
+        self.inner.extract(path, to, options, context)?;
         Err(fault())
     }
 
-    fn compare(&self, path: &TreePath, with: &Path) -> Result<Vec<Difference>> {
-        self.inner.compare(path, with)
+    fn compare(&self, path: &TreePath, with: &Path, context: &Context) -> Result<Vec<Difference>> {
+        self.inner.compare(path, with, context)
     }
 }
 

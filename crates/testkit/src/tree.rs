@@ -8,6 +8,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{
     Difference, Existing, ExtractOptions, Extracted, FileTime, Metadata, Node, NodeKind, Tree, TreePath,
@@ -188,15 +189,16 @@ impl Tree for MemoryTree {
         }
     }
 
-    fn extract(&self, path: &TreePath, to: &Path, options: &ExtractOptions) -> Result<Extracted> {
+    fn extract(&self, path: &TreePath, to: &Path, options: &ExtractOptions, context: &Context) -> Result<Extracted> {
         if options.existing == Existing::Refuse {
             extract::refuse_content(to)?;
         }
         let folder = self.folder(path)?;
-        extract::folder(&folder, to, options)
+        extract::folder(&folder, to, options, context)
     }
 
-    fn compare(&self, path: &TreePath, with: &Path) -> Result<Vec<Difference>> {
+    fn compare(&self, path: &TreePath, with: &Path, context: &Context) -> Result<Vec<Difference>> {
+        context.check()?;
         let folder = self.folder(path)?;
         extract::compare(&folder, with)
     }

@@ -47,6 +47,13 @@ fn screen(report: &PruneSummary) -> String {
         let runs = render::plural(report.abandoned.len() as u64, "run", "runs");
         text.push_str(&format!("  {would}removed what {runs} left behind that never made a point\n"));
     }
+    if !report.journals.is_empty() {
+        let runs = render::plural(report.journals.len() as u64, "run", "runs");
+        text.push_str(&format!("  {would}removed the journals of {runs} that ended long ago\n"));
+    }
+    for unreadable in &report.journals_unreadable {
+        text.push_str(&format!("  left alone: {unreadable}\n"));
+    }
     for kept in &report.kept_by_object_lock {
         text.push_str(&format!("  kept by an object lock: {kept}\n"));
     }

@@ -1,5 +1,7 @@
 //! DRAIN and SEAL: from the pins to the commit, and the statefile made of what the journal tells.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use super::cut::level_name;
@@ -20,6 +22,8 @@ pub struct StatefileHead {
     pub platform: PlatformName,
     /// The environment.
     pub environment: EnvironmentName,
+    /// All stores of the platform, also those that this run does not take.
+    pub platform_stores: BTreeSet<StoreName>,
     /// The point whose content served as the parent, if any.
     pub parent: Option<PointId>,
     /// When the run began.
@@ -194,6 +198,7 @@ impl Coordinator {
             sealed_at: head.sealed_at,
             snapshot,
             parent: head.parent,
+            left_out: head.platform_stores.into_iter().filter(|store| !stores.contains_key(store)).collect(),
             stores,
             references: self.reference_states(),
             totals,

@@ -173,8 +173,7 @@ impl Work<'_> {
     fn extract(&mut self, from: &TreePath, to: &Path) -> Result<()> {
         let owners = rustix::process::geteuid().is_root();
         let options = ExtractOptions { existing: Existing::Refuse, owners };
-        let extracted = self.source.extract(from, to, &options)?;
-        self.context.advance(extracted.bytes, extracted.files);
+        let extracted = self.source.extract(from, to, &options, self.context)?;
         self.restored.items += extracted.files;
         self.restored.bytes += extracted.bytes;
         let losses = extracted.losses.into_iter();
@@ -500,7 +499,7 @@ pub(super) fn verify(checked: &Checked, context: &Context, source: &dyn Tree) ->
         context.check()?;
         let path = tree_path(place)?;
         verification.checked += count(source, &path, context)?;
-        let found = source.compare(&path, &place.path)?;
+        let found = source.compare(&path, &place.path, context)?;
         let counts = |difference: &stillpoint_core::tree::Difference| {
             let path = Path::new(difference.path.trim_start_matches('/'));
             !checked.is_excluded(path)

@@ -298,7 +298,7 @@ impl Building<'_> {
             return Ok(());
         }
         let options = ExtractOptions { existing: Existing::Replace, owners: false };
-        let extracted = self.source.extract(&path, &self.git_dir.join(to), &options)?;
+        let extracted = self.source.extract(&path, &self.git_dir.join(to), &options, self.context)?;
         self.restored.bytes += extracted.bytes;
         let losses = extracted.losses.into_iter().map(|why| Loss { what: path.to_string(), why });
         self.restored.losses.extend(losses);

@@ -104,9 +104,8 @@ fn into_directory(
         )));
     }
     context.check()?;
-    let loaded = load(source, top, &staging, summary.escaped > 0).and_then(|restored| {
+    let loaded = load(context, source, top, &staging, summary.escaped > 0).and_then(|restored| {
         context.check()?;
-        context.advance(restored.bytes, restored.items);
         if is_mount {
             return fill(&staging, &target, restored);
         }
@@ -165,7 +164,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Writes what lies at `top` to `staging`, under the objects' own names, and flushes it.
-fn load(source: &dyn Tree, top: &TreePath, staging: &Path, is_escaped: bool) -> Result<Restored> {
+fn load(context: &Context, source: &dyn Tree, top: &TreePath, staging: &Path, is_escaped: bool) -> Result<Restored> {
     remove(staging)?;
     let mut restored = Restored::default();
     if let Some(Node { kind: NodeKind::File { size }, meta, .. }) = source.get(top)? {
@@ -177,10 +176,11 @@ fn load(source: &dyn Tree, top: &TreePath, staging: &Path, is_escaped: bool) -> 
             + std::time::Duration::new(u64::try_from(meta.mtime.seconds).unwrap_or(0), meta.mtime.nanos);
         file.set_modified(time).and_then(|()| file.sync_all()).or_io(what)?;
         (restored.items, restored.bytes) = (1, size);
+        context.advance(size, 1);
         return Ok(restored);
     }
     let options = ExtractOptions { existing: Existing::Refuse, owners: rustix::process::geteuid().is_root() };
-    let extracted = source.extract(top, staging, &options)?;
+    let extracted = source.extract(top, staging, &options, context)?;
     (restored.items, restored.bytes) = (extracted.files, extracted.bytes);
     let why = "could not be reproduced exactly";
     restored.losses = extracted.losses.into_iter().map(|what| Loss { what, why: why.to_owned() }).collect();
@@ -378,7 +378,7 @@ pub(super) fn verify(driver: &Objects, context: &Context, source: &dyn Tree) -> 
     let top = top_of(source, None)?;
     if let Where::Directory(directory) = &driver.place
         && directory.root.is_dir()
-        && source.compare(&top, &directory.root)?.is_empty()
+        && source.compare(&top, &directory.root, context)?.is_empty()
     {
         let mut checked = 0;
         walk(source, &top, &mut |_, _| {

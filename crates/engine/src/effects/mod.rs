@@ -41,8 +41,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Opens a store's driver with a folder for its temporary files.
 pub type OpenStore = Arc<dyn Fn(&Session, &StoreName, &Path) -> Result<Arc<dyn Driver>> + Send + Sync>;
 
-/// Told what is about to happen and what just did, by name. Tests kill the process there.
-pub type Checkpoint = Arc<dyn Fn(&str) + Send + Sync>;
+/// Told what is about to happen and what just did, by name. Tests kill the process there, or let what
+/// is named fail.
+pub type Checkpoint = Arc<dyn Fn(&str) -> Result<()> + Send + Sync>;
 
 /// What surrounds a run and is the same for every run of a process.
 #[derive(Clone)]
@@ -81,10 +82,8 @@ impl Surroundings {
         })
     }
 
-    pub(crate) fn checkpoint(&self, name: &str) {
-        if let Some(checkpoint) = &self.checkpoint {
-            checkpoint(name);
-        }
+    pub(crate) fn checkpoint(&self, name: &str) -> Result<()> {
+        self.checkpoint.as_ref().map_or(Ok(()), |checkpoint| checkpoint(name))
     }
 
     pub(crate) fn message(&self, text: impl Into<String>) {
@@ -256,9 +255,14 @@ impl Hands {
         locked(&self.running).insert(id, running);
         let hands = Arc::clone(self);
         tokio::spawn(async move {
-            hands.surroundings.checkpoint(&format!("before {name}"));
             let working = Arc::clone(&hands);
-            let work = tokio::spawn(async move { working.perform(action, context, stopped, statefile).await });
+            let work = tokio::spawn(async move {
+                let surroundings = working.surroundings.clone();
+                surroundings.checkpoint(&format!("before {name}"))?;
+                let outcome = working.perform(action, context, stopped, statefile).await;
+                surroundings.checkpoint(&format!("after {name}"))?;
+                outcome
+            });
             let outcome = match work.await {
                 Ok(Ok(outcome)) => outcome,
                 Ok(Err(error)) => Outcome::Failed(Box::new(Failure::from(&error.operation(spoken(name))))),
@@ -267,7 +271,6 @@ impl Hands {
                     Outcome::Failed(Box::new(Failure::from(&error)))
                 }
             };
-            hands.surroundings.checkpoint(&format!("after {name}"));
             locked(&hands.running).remove(&id);
             if answers.send(Answer { effect: id, outcome }).is_err() {
                 tracing::debug!(effect = name, "the run does not wait for this answer any more");

@@ -3,9 +3,11 @@
 //! `journal/<run>/NNNN.json`, each written once, each naming the hash of the one before, all under
 //! the repository's key: who can only write to the bucket cannot make an engine "undo" anything.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use stillpoint_core::error::{Error, Kind, Result};
@@ -17,6 +19,9 @@ use super::{Entry, Replay};
 
 /// Keyed hash over bytes; in product code `Repository::authenticate("journal", bytes)`.
 pub type Authenticate = Arc<dyn Fn(&[u8]) -> [u8; 32] + Send + Sync>;
+
+/// Where the journals lie in a bucket.
+const FOLDER: &str = "journal/";
 
 /// Parts of one run that a reader accepts at most; a run has about ten.
 const PARTS_MAX: usize = 1000;
@@ -239,4 +244,75 @@ pub fn read_copy(bucket: &dyn Depot, authenticate: &Authenticate, run: &RunId) -
         entries.extend(part.entries);
     }
     Ok(Replay::collect(entries, None))
+}
+
+/// What became of old journals.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct OldCopies {
+    /// Runs whose journals were removed, or would be.
+    pub removed: Vec<RunId>,
+    /// Objects that an object lock keeps; a later call removes them.
+    pub locked: Vec<String>,
+    /// Journals that cannot be read or believed, by folder, with why. They stay.
+    pub unreadable: Vec<(String, String)>,
+}
+
+/// Removes the journals of runs that ended, and of which nothing was written since `before`. Those of
+/// the `spared` runs stay, and those that do not say that their run ended: someone may still have to
+/// clean up after it. Blocks.
+pub fn forget_ended_copies(
+    bucket: &dyn Depot,
+    authenticate: &Authenticate,
+    spared: &BTreeSet<RunId>,
+    before: SystemTime,
+    dry_run: bool,
+) -> Result<OldCopies> {
+    let mut runs: BTreeMap<RunId, (SystemTime, Vec<String>)> = BTreeMap::new();
+    bucket.list(FOLDER, &mut |object| {
+        let run = object.name.strip_prefix(FOLDER).and_then(|rest| rest.split_once('/'));
+        if let Some(run) = run.and_then(|(run, _)| RunId::new(run).ok()) {
+            let (newest, names) = runs.entry(run).or_insert((object.modified, Vec::new()));
+            *newest = (*newest).max(object.modified);
+            names.push(object.name);
+        }
+        Ok(true)
+    })?;
+    let mut found = OldCopies::default();
+    for (run, (newest, mut names)) in runs {
+        if newest >= before || spared.contains(&run) {
+            continue;
+        }
+        names.sort();
+        match says_that_it_ended(bucket, authenticate, &run, &names) {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::NotFound) => {
+                found.unreadable.push((run.to_string(), error.to_string()));
+                continue;
+            }
+            Err(error) => return Err(error.operation("look at an old journal")),
+        }
+        if !dry_run {
+            // The last part, which tells that the run ended, goes last: what is cut off goes on later.
+            for name in names {
+                match bucket.delete(&name) {
+                    Err(error) if error.kind() == Kind::PermissionDenied => found.locked.push(name),
+                    other => other.map_err(|error| error.operation("remove an old journal"))?,
+                }
+            }
+        }
+        found.removed.push(run);
+    }
+    Ok(found)
+}
+
+/// Whether the last part of a run's journal is authentic and says that the run ended.
+fn says_that_it_ended(bucket: &dyn Depot, authenticate: &Authenticate, run: &RunId, names: &[String]) -> Result<bool> {
+    let Some(last) = names.last() else { return Ok(false) };
+    let (bytes, _) = bucket.read(last)?;
+    let part = parse(&bytes, authenticate)?;
+    if part.run != *run || *last != name(run, part.number) {
+        return Err(Error::new(Kind::Corrupt, "a journal part is not where it belongs").context("part", last));
+    }
+    Ok(part.entries.iter().any(|entry| matches!(entry, Entry::Ended { .. })))
 }

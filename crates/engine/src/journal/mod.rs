@@ -11,7 +11,7 @@
 mod bucket;
 mod local;
 
-pub use bucket::{Authenticate, BucketJournal, Copier, read_copy};
+pub use bucket::{Authenticate, BucketJournal, Copier, OldCopies, forget_ended_copies, read_copy};
 pub use local::{Found, Journal, find_unfinished, forget_ended};
 pub(crate) use local::{is_dead_here, whole_seconds};
 

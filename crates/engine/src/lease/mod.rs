@@ -10,6 +10,7 @@
 
 mod register;
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,6 +29,9 @@ use register::{Entry, Register};
 
 /// The schema of a lease.
 pub const SCHEMA: &str = "stillpoint.dev/lease/v1";
+
+/// Where the leases lie in a bucket.
+const FOLDER: &str = "leases/";
 
 /// How long a lease lasts without being renewed, in seconds.
 pub const LEASE_SECONDS: i64 = 60;
@@ -231,6 +235,27 @@ pub fn release_dead(bucket: Arc<dyn Depot>, platform: &PlatformName, run: &RunId
         Err(error) if matches!(error.kind(), Kind::Conflict | Kind::AlreadyExists) => Ok(()),
         other => other.map(|_| ()),
     }
+}
+
+/// The runs that any lease of the bucket names: those that hold one, and those that somebody still has
+/// to clean up after. Blocks.
+///
+/// # Errors
+/// `Corrupt` or `Unsupported` if a lease cannot be read: then nobody knows whose runs are over.
+pub fn runs_in_leases(bucket: &Arc<dyn Depot>) -> Result<BTreeSet<RunId>> {
+    let mut platforms = Vec::new();
+    bucket.list(FOLDER, &mut |object| {
+        let platform = object.name.strip_prefix(FOLDER).and_then(|rest| rest.strip_suffix(".json"));
+        platforms.extend(platform.and_then(|platform| PlatformName::new(platform).ok()));
+        Ok(true)
+    })?;
+    let mut runs = BTreeSet::new();
+    for platform in platforms {
+        let Some(Entry { record, .. }) = Register::new(Arc::clone(bucket), &platform).read()? else { continue };
+        runs.extend(record.holder.map(|holder| holder.run));
+        runs.extend(record.unfinished.into_iter().map(|unfinished| unfinished.run));
+    }
+    Ok(runs)
 }
 
 impl Drop for Lease {

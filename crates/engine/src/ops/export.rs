@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
+use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::id::{PointId, StoreName};
 use stillpoint_core::tree::{Existing, ExtractOptions, Extracted, NodeKind, Tree, TreePath};
@@ -59,7 +60,7 @@ pub struct ExportReport {
 /// `AlreadyExists` if the directory holds anything; `NotFound` if the point lacks store or path.
 pub async fn run(session: &Session, request: &ExportRequest, cancel: &CancelToken) -> Result<ExportReport> {
     let begin = Instant::now();
-    let statefile = point(session, &request.point).await?;
+    let statefile = point(session, &request.point, &[request.store.clone()].into()).await?;
     if !statefile.stores.contains_key(&request.store) {
         let known: Vec<_> = statefile.stores.keys().map(StoreName::as_str).collect();
         let message = format!("the point {} holds no store `{}`", statefile.point, request.store);
@@ -68,14 +69,18 @@ pub async fn run(session: &Session, request: &ExportRequest, cancel: &CancelToke
     let tree = tree(session, &statefile, &request.store).await?;
     let path = request.path.as_deref().map_or(Ok(TreePath::root()), TreePath::parse)?;
     let to = std::path::absolute(&request.to).or_io(|| format!("cannot resolve `{}`", request.to.display()))?;
+    let context = Context::default();
     let work = {
-        let (to, path, cancel) = (to.clone(), path, cancel.clone());
-        on_thread("export", move || export(tree.as_ref(), &path, &to, &cancel))
+        let (to, path, context) = (to.clone(), path, context.clone());
+        on_thread("export", move || export(tree.as_ref(), &path, &to, &context))
     };
     let extracted = tokio::select! {
         extracted = work => extracted.map_err(|error| error.store(request.store.as_str()).operation("export"))?,
-        () = cancel.cancelled() => return Err(Error::new(Kind::Cancelled, "stopped on request")
-            .hint(format!("`{}` holds a part of the export; remove it", to.display()))),
+        () = cancel.cancelled() => {
+            context.cancel();
+            return Err(Error::new(Kind::Cancelled, "stopped on request")
+                .hint(format!("`{}` holds a part of the export; remove it", to.display())));
+        }
     };
     Ok(ExportReport {
         point: statefile.point,
@@ -89,16 +94,16 @@ pub async fn run(session: &Session, request: &ExportRequest, cancel: &CancelToke
     })
 }
 
-fn export(tree: &dyn Tree, path: &TreePath, to: &Path, cancel: &CancelToken) -> Result<Extracted> {
+fn export(tree: &dyn Tree, path: &TreePath, to: &Path, context: &Context) -> Result<Extracted> {
     let node = tree.get(path)?.ok_or_else(|| {
         Error::new(Kind::NotFound, format!("the point holds no `{path}`")).hint("`restic ls` lists what there is")
     })?;
     let owners = rustix::process::geteuid().is_root();
     match node.kind {
-        NodeKind::Dir => tree.extract(path, to, &ExtractOptions { existing: Existing::Refuse, owners }),
+        NodeKind::Dir => tree.extract(path, to, &ExtractOptions { existing: Existing::Refuse, owners }, context),
         NodeKind::File { size } => {
             let name = path.names().last().cloned().unwrap_or_default();
-            export_file(tree, path, &to.join(OsStr::from_bytes(&name)), cancel)?;
+            export_file(tree, path, &to.join(OsStr::from_bytes(&name)), context)?;
             Ok(Extracted { files: 1, bytes: size, losses: Vec::new() })
         }
         _ => Err(Error::new(Kind::Unsupported, format!("`{path}` is neither a file nor a directory"))
@@ -106,7 +111,7 @@ fn export(tree: &dyn Tree, path: &TreePath, to: &Path, cancel: &CancelToken) -> 
     }
 }
 
-fn export_file(tree: &dyn Tree, path: &TreePath, to: &Path, cancel: &CancelToken) -> Result<()> {
+fn export_file(tree: &dyn Tree, path: &TreePath, to: &Path, context: &Context) -> Result<()> {
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent).or_io(|| format!("cannot create the folder `{}`", parent.display()))?;
     }
@@ -115,7 +120,7 @@ fn export_file(tree: &dyn Tree, path: &TreePath, to: &Path, cancel: &CancelToken
     let mut reader = tree.open(path)?;
     let mut buffer = vec![0; 1 << 20];
     loop {
-        cancel.check()?;
+        context.check()?;
         let count = reader.read(&mut buffer).or_io(|| format!("cannot read `{path}`"))?;
         if count == 0 {
             break;

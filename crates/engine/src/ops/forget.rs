@@ -72,7 +72,8 @@ pub fn run(session: &Session, request: &ForgetRequest, now: Timestamp) -> Result
                 }
             })
             .collect::<Result<Vec<PointId>>>()?;
-        by_name(&points, listing.newest(&platform.platform, &platform.environment), &named)?
+        let newest = listing.newest(&platform.platform, &platform.environment).or(points.first().copied());
+        by_name(&points, newest, &named)?
     };
     let leaving: Vec<&Statefile> = decisions
         .iter()
@@ -104,7 +105,7 @@ fn by_rule(session: &Session, points: &[&Statefile], now: Timestamp) -> Result<V
             at: point.cut_at,
             verdict: point.verdict,
             // A store that was added to the platform later does not make older points partial.
-            whole: point.stores.len() >= known_then(points, point, stores.len()),
+            whole: point.is_whole() && point.stores.len() >= known_then(points, point, stores.len()),
         })
         .collect();
     retention::decide(policy, &candidates, now, &|at| at.to_zoned(zone.clone()).datetime())

@@ -127,7 +127,8 @@ pub(super) async fn draft(
     ours: &BTreeSet<StoreName>,
     context: &Context,
 ) -> Result<Draft> {
-    let statefile = point(session, &request.point).await?;
+    let named: BTreeSet<StoreName> = request.stores.iter().chain(request.parts.keys()).cloned().collect();
+    let statefile = point(session, &request.point, &named).await?;
     let selected = select(&statefile, request)?;
     let scratch = scratch_folder()?;
     let mut warnings = point_warnings(session, &statefile);
@@ -204,13 +205,14 @@ pub(super) fn scratch_folder() -> Result<tempfile::TempDir> {
     made.or_io(|| format!("cannot create a folder in `{}`", parent.display()))
 }
 
-/// The authenticated statefile of the point that `name` means.
-pub(super) async fn point(session: &Session, name: &str) -> Result<Statefile> {
-    let (session, name) = (session.clone(), name.to_owned());
+/// The authenticated statefile of the point that `name` means to someone who needs these stores, or
+/// all if none is named.
+pub(super) async fn point(session: &Session, name: &str, stores: &BTreeSet<StoreName>) -> Result<Statefile> {
+    let (session, name, stores) = (session.clone(), name.to_owned(), stores.clone());
     on_thread("points", move || {
         let listing = points::list(session.bucket().as_ref(), session.repository())?;
         let platform = session.platform();
-        listing.find(&name, &platform.platform, &platform.environment).cloned()
+        listing.find_for(&name, &platform.platform, &platform.environment, &stores).cloned()
     })
     .await
 }
@@ -299,7 +301,9 @@ async fn mixed(
         return Vec::new();
     }
     let hint = || "restore every store, or accept the loss of consistency with --accept-mixed".to_owned();
-    let others: Vec<_> = statefile.stores.keys().filter(|store| !selected.contains(*store)).collect();
+    // Also those that the point was not asked to cover: they come from another one, if at all.
+    let others = statefile.stores.keys().chain(&statefile.left_out).filter(|store| !selected.contains(*store));
+    let others: Vec<_> = others.collect();
     let first = selected.first().into_iter();
     if let (Destination::InPlace { .. }, Some(other)) = (&request.destination, others.first()) {
         let what = format!("it would stand beside `{other}`, which goes on from a later state");

@@ -1,5 +1,7 @@
 //! `prune`: frees what no point needs any more. Never decides which points are kept.
 
+use std::time::{Duration, SystemTime};
+
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use stillpoint_core::Result;
@@ -10,11 +12,17 @@ use stillpoint_core::statefile::Statefile;
 use stillpoint_repo::depot::WriteMode;
 use stillpoint_repo::{PruneRequest, Snapshot};
 
+use crate::effects::authenticate;
+use crate::journal::{self, OldCopies};
+use crate::lease;
 use crate::open::Session;
 use crate::points;
 
 /// How long a snapshot without a point is left alone: its run may still be at work on the commit.
 const ABANDONED_AFTER: SignedDuration = SignedDuration::from_hours(24);
+
+/// How long the journal of a run that ended is kept for people, in the bucket.
+const JOURNALS_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Unused bytes that may stay, in percent of the used ones, when nothing else is said.
 pub const UNUSED_PERCENT_DEFAULT: f64 = 5.0;
@@ -40,6 +48,10 @@ pub struct PruneSummary {
     pub kept_by_object_lock: Vec<String>,
     /// Snapshots of runs that died before their point was made, removed now.
     pub abandoned: Vec<String>,
+    /// Runs that ended long ago and whose journals were removed.
+    pub journals: Vec<RunId>,
+    /// Old journals that cannot be believed, with why; they stay.
+    pub journals_unreadable: Vec<String>,
 }
 
 /// Prunes the repository.
@@ -59,7 +71,10 @@ pub fn run(
     }
     let abandoned = abandoned.into_iter().map(|snapshot| snapshot.id.to_string()).collect();
     let request = PruneRequest { dry_run, max_unused_percent };
-    let report = session.repository().prune(&request, context)?;
+    let mut report = session.repository().prune(&request, context)?;
+    let journals = old_journals(session, dry_run, now)?;
+    report.kept_by_object_lock.extend(journals.locked);
+    let unreadable = journals.unreadable.into_iter();
     Ok(PruneSummary {
         bucket: session.bucket().location(),
         dry_run,
@@ -70,7 +85,16 @@ pub fn run(
         bytes_unused: report.bytes_unused,
         kept_by_object_lock: report.kept_by_object_lock,
         abandoned,
+        journals: journals.removed,
+        journals_unreadable: unreadable.map(|(run, why)| format!("journal/{run}/: {why}")).collect(),
     })
+}
+
+/// Removes the journals of runs that ended long ago.
+fn old_journals(session: &Session, dry_run: bool, now: Timestamp) -> Result<OldCopies> {
+    let spared = lease::runs_in_leases(session.bucket())?;
+    let before = SystemTime::from(now).checked_sub(JOURNALS_KEPT).unwrap_or(SystemTime::UNIX_EPOCH);
+    journal::forget_ended_copies(session.bucket().as_ref(), &authenticate(session), &spared, before, dry_run)
 }
 
 /// Snapshots of ours that have no point and are old enough.

@@ -1,12 +1,13 @@
 //! Listing, naming and believing points, on a bucket in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use stillpoint_core::error::Kind;
-use stillpoint_core::id::{EnvironmentName, PlatformName, PointId, RunId};
-use stillpoint_core::statefile::{Level, SCHEMA, Statefile, Totals, Verdict};
+use stillpoint_core::id::{EnvironmentName, PlatformName, PointId, RunId, StoreName};
+use stillpoint_core::position::{Identity, Position};
+use stillpoint_core::statefile::{Level, SCHEMA, Statefile, StoreState, Totals, Verdict};
 use stillpoint_repo::depot::memory::MemoryDepot;
 use stillpoint_repo::depot::{Depot, Prefixed, WriteMode};
 use stillpoint_repo::{InitOptions, KeyFile, Repository, Unlock};
@@ -29,8 +30,32 @@ fn world() -> World {
     World { bucket, repository, platform, environment: EnvironmentName::new("production").expect("valid") }
 }
 
+fn state(at: Timestamp) -> StoreState {
+    StoreState {
+        driver: "memory".to_owned(),
+        version: "1".to_owned(),
+        identity: Identity { driver: "memory".to_owned(), native: None, endpoint: "here".to_owned() },
+        position: Position::new("memory", "1"),
+        pinned_micros: (0, 1),
+        pinned_at: (at, at),
+        files: 0,
+        bytes: 0,
+        items: 0,
+        unit: "keys".to_owned(),
+        checksums: BTreeMap::new(),
+        losses: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
 impl World {
     fn put(&self, id: &str, second: i64) -> Statefile {
+        self.put_of(id, second, &[], &[])
+    }
+
+    /// A point that covers some stores and leaves others out.
+    fn put_of(&self, id: &str, second: i64, stores: &[&str], left_out: &[&str]) -> Statefile {
+        let named = |name: &&str| StoreName::new(*name).expect("valid");
         let at = Timestamp::from_second(second).expect("valid");
         let mut point = Statefile {
             schema: SCHEMA.to_owned(),
@@ -50,7 +75,8 @@ impl World {
             sealed_at: at,
             snapshot: "0".repeat(64),
             parent: None,
-            stores: BTreeMap::new(),
+            stores: stores.iter().map(|name| (named(name), state(at))).collect(),
+            left_out: left_out.iter().map(named).collect(),
             references: Vec::new(),
             totals: Totals::default(),
             tool_version: "0".to_owned(),
@@ -63,6 +89,13 @@ impl World {
 
     fn write(&self, id: &str, bytes: &[u8]) {
         self.bucket.write(&object_name(id), &[bytes], &WriteMode::Replace).expect("write");
+    }
+
+    fn latest_for(&self, stores: &[&str]) -> stillpoint_core::Result<String> {
+        let stores: BTreeSet<_> = stores.iter().map(|name| StoreName::new(*name).expect("valid")).collect();
+        let listing = list(self.bucket.as_ref(), &self.repository)?;
+        let found = listing.find_for("latest", &self.platform, &self.environment, &stores)?;
+        Ok(found.point.to_string())
     }
 
     fn find(&self, text: &str) -> stillpoint_core::Result<Statefile> {
@@ -83,6 +116,28 @@ fn points_are_named_by_unique_prefixes() {
     assert!(several.hint_text().is_some_and(|hint| hint.contains("k3f9aaaaaa") && hint.contains("k3f9bbbbbb")));
     assert!(world.find("zzz").expect_err("short").message().contains("too short"));
     assert_eq!(world.find("nope").expect_err("none").kind(), Kind::NotFound);
+}
+
+#[test]
+fn latest_is_never_a_point_of_some_stores_unless_they_are_named() {
+    let world = world();
+    world.put_of("part000001", 100, &["models"], &["artifacts"]);
+    let error = world.find("latest").expect_err("nothing covers the platform");
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(
+        error.hint_text().is_some_and(|hint| hint.contains("part000001") && hint.contains("models only")),
+        "{error:?}"
+    );
+    assert_eq!(world.latest_for(&["models"]).expect("covered"), "part000001");
+
+    world.put_of("many000001", 200, &["models", "artifacts"], &[]);
+    world.put_of("part000002", 300, &["models"], &["artifacts"]);
+    assert_eq!(world.find("latest").expect("the whole one").point.as_str(), "many000001");
+    assert_eq!(world.latest_for(&["models"]).expect("covered"), "part000002");
+    assert_eq!(world.latest_for(&["artifacts"]).expect("covered"), "many000001");
+    assert_eq!(world.latest_for(&["models", "artifacts"]).expect("covered"), "many000001");
+    assert_eq!(world.latest_for(&["unknown"]).expect("what there is"), "many000001");
+    assert_eq!(world.find("part000002").expect("named").left_out.len(), 1);
 }
 
 #[test]

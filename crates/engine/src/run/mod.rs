@@ -168,7 +168,7 @@ impl Run {
         let asked = self.step(event)?;
         if let Some(journal) = &mut self.journal
             && !asked.is_empty()
-            && let Err(error) = journal.sync()
+            && let Err(error) = self.hands.surroundings.checkpoint("before sync").and_then(|()| journal.sync())
         {
             return self.begin_without_journal(asked, at, error, answers);
         }
@@ -218,9 +218,9 @@ impl Run {
     fn write_down(&mut self, event: &Event) -> Result<()> {
         let entry = Entry::Event(event.clone());
         if let Some(journal) = &mut self.journal {
-            self.hands.surroundings.checkpoint("before append");
+            self.hands.surroundings.checkpoint("before append")?;
             journal.append(&entry)?;
-            self.hands.surroundings.checkpoint("after append");
+            self.hands.surroundings.checkpoint("after append")?;
         }
         self.hands.copier.keep(entry);
         Ok(())
@@ -258,6 +258,7 @@ impl Run {
             point: head.point.clone(),
             platform: head.platform.platform.clone(),
             environment: head.platform.environment.clone(),
+            platform_stores: head.platform.stores.keys().cloned().collect(),
             parent: self.hands.parent(),
             started_at: head.began_at,
             sealed_at: self.hands.surroundings.clock.utc(),

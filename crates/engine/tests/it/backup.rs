@@ -532,3 +532,96 @@ async fn a_disk_that_is_full_for_the_journal_ends_the_run_and_everything_is_rele
     assert!(error.message().contains("state folder"), "{error}");
     world.assert_points(0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prune_removes_journals_after_a_month_but_not_of_a_run_that_holds_the_lease() {
+    use stillpoint_core::driver::Context;
+    use stillpoint_engine::ops::prune;
+    let world = World::new("old-journals", &["a"]);
+    let first = world.backup().await.expect("a point").statefile.run;
+    let session = world.session();
+    let prune = |days: i64| {
+        let now = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
+        prune::run(&session, false, 5.0, now, &Context::default()).expect("pruned")
+    };
+    assert!(prune(29).journals.is_empty(), "a month is not over");
+    let (lease, _) = world.bucket.read("leases/churn.json").expect("there");
+    let mut held: serde_json::Value = serde_json::from_slice(&lease).expect("JSON");
+    held["holder"] =
+        serde_json::json!({ "run": first, "point": null, "purpose": "backup", "host": "elsewhere", "process": 1 });
+    let write = |bytes: &[u8]| {
+        let mode = stillpoint_repo::depot::WriteMode::Replace;
+        world.bucket.write("leases/churn.json", &[bytes], &mode).expect("writable");
+    };
+    write(held.to_string().as_bytes());
+    assert!(prune(31).journals.is_empty(), "the lease names the run");
+    write(&lease);
+    let pruned = prune(31);
+    assert_eq!((pruned.journals, pruned.journals_unreadable), (vec![first], Vec::new()));
+    assert!(prune(31).journals.is_empty(), "it is gone");
+    world.backup().await.expect("the next point");
+    world.assert_points(2);
+}
+
+/// Actions that may follow an event that is not on disk: they let go of something, end it, or look.
+const HARMLESS: [&str; 7] =
+    ["resume", "stop_watchdog", "release", "abandon_backup", "remove_snapshot", "release_lease", "read_statefile"];
+
+/// Runs a backup whose journal fails at the given call of `moment` and at every later one. Returns
+/// whether it failed at all.
+async fn run_with_failing_journal(world: &mut World, hooks: &Hooks, moment: &'static str, at: u32) -> bool {
+    let points = world.listing().points.len();
+    let (calls, failed) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+    let begun_after: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let (noting, failing) = (Arc::clone(&begun_after), Arc::clone(&failed));
+    world.surroundings.checkpoint = Some(Arc::new(move |name| {
+        if name == moment && calls.fetch_add(1, Ordering::SeqCst) >= at {
+            failing.store(true, Ordering::SeqCst);
+            return Err(Error::new(Kind::Io, "the disk does not take the journal"));
+        }
+        // What was asked for by an earlier event may begin a moment later.
+        match name.strip_prefix("before ").filter(|_| failing.load(Ordering::SeqCst)) {
+            Some("sync" | "append") | None => {}
+            Some(effect) => noting.lock().expect("whole").push(effect.to_owned()),
+        }
+        Ok(())
+    }));
+    let outcome = world.backup().await;
+    let case = format!("{moment} {at}");
+    assert!(!hooks.is_paused(), "{case}: writers are held back");
+    for name in ["a", "b"] {
+        assert_eq!(world.memory(name).pins(), 0, "{case}: store {name} is still pinned");
+    }
+    let failed = failed.load(Ordering::SeqCst);
+    let made = world.listing().points.len() - points;
+    match outcome {
+        // The commit was durable in the bucket before the journal failed.
+        Ok(_) => assert_eq!(made, 1, "{case}"),
+        Err(error) => {
+            assert!(failed && error.to_string().contains("the disk does not take the journal"), "{case}: {error:?}");
+            assert_eq!(made, 0, "{case}: a failed run made a point");
+        }
+    }
+    let begun = begun_after.lock().expect("whole").clone();
+    let harmful: Vec<_> = begun.iter().filter(|effect| !HARMLESS.contains(&effect.as_str())).collect();
+    assert!(harmful.is_empty(), "{case}: begun although the journal had failed: {harmful:?}");
+    world.surroundings.checkpoint = None;
+    failed
+}
+
+#[tokio::test]
+async fn nothing_begins_after_the_journal_could_not_be_written_and_nothing_stays_paused() {
+    for moment in ["before append", "before sync"] {
+        let hooks = Hooks::start();
+        let prefix = format!("disk-{}", &moment[7..]);
+        let mut world = blind_world(&prefix, hooks.url("/pause"), hooks.url("/resume"));
+        let mut at = 0;
+        while run_with_failing_journal(&mut world, &hooks, moment, at).await {
+            world.backup().await.unwrap_or_else(|error| panic!("after {moment} {at}: {error:?}"));
+            world.assert_nothing_held();
+            at += 1;
+        }
+        assert!(at > 10, "only {at} moments of {moment}");
+        assert!(!hooks.switches().is_empty(), "writers were held back in some of them");
+    }
+}

@@ -8,7 +8,7 @@ use stillpoint_core::Kind;
 use stillpoint_core::coordinator::{Event, Happening, Micros};
 use stillpoint_core::platform::Platform;
 use stillpoint_engine::journal::{
-    Authenticate, BucketJournal, Entry, Journal, find_unfinished, forget_ended, read_copy,
+    Authenticate, BucketJournal, Entry, Journal, find_unfinished, forget_ended, forget_ended_copies, read_copy,
 };
 use stillpoint_repo::depot::memory::MemoryDepot;
 use stillpoint_repo::depot::{Depot, WriteMode};
@@ -163,4 +163,55 @@ fn a_half_line_of_a_crash_does_not_hide_what_is_appended_later() {
     let found = find_unfinished(state.path(), &platform.platform).expect("readable").pop().expect("unfinished");
     found.journal.end("recovered").expect("writable");
     assert!(find_unfinished(state.path(), &platform.platform).expect("readable").is_empty());
+}
+
+/// A journal in the bucket of two parts; the second one may say that the run ended.
+fn copied(bucket: &Arc<dyn Depot>, number: u8, ended: bool) -> stillpoint_core::id::RunId {
+    let state = tempfile::tempdir().expect("a folder");
+    let head = head(&platform("journal", &["a"], state.path()), number, state.path());
+    let mut copy = BucketJournal::new(Arc::clone(bucket), keyed(), head.run.clone());
+    copy.push(Entry::Head(Box::new(head.clone())));
+    copy.copy().expect("writable");
+    copy.push(event(1));
+    if ended {
+        copy.push(Entry::Ended { outcome: "sealed".to_owned() });
+    }
+    copy.copy().expect("writable");
+    head.run
+}
+
+#[test]
+fn only_journals_of_runs_that_ended_long_ago_leave_the_bucket() {
+    let bucket: Arc<dyn Depot> = Arc::new(MemoryDepot::new());
+    let ended = copied(&bucket, 1, true);
+    let unfinished = copied(&bucket, 2, false);
+    let leased = copied(&bucket, 3, true);
+    let forged = copied(&bucket, 4, false);
+    let name = format!("journal/{forged}/0001.json");
+    let (bytes, _) = bucket.read(&name).expect("there");
+    let text = String::from_utf8(bytes.to_vec()).expect("text").replace("tick", "ended");
+    bucket.write(&name, &[text.as_bytes()], &WriteMode::Replace).expect("writable");
+    let torn = copied(&bucket, 5, true);
+    bucket.delete(&format!("journal/{torn}/0000.json")).expect("a removal was cut off here");
+
+    let spared = [leased.clone()].into();
+    let forget = |before: std::time::SystemTime, dry_run| {
+        forget_ended_copies(bucket.as_ref(), &keyed(), &spared, before, dry_run).expect("works")
+    };
+    let (past, future) = (std::time::UNIX_EPOCH, std::time::SystemTime::now() + std::time::Duration::from_secs(60));
+    assert_eq!(forget(past, false), stillpoint_engine::journal::OldCopies::default(), "all are young");
+    let mut gone = vec![ended.clone(), torn];
+    gone.sort();
+    assert_eq!(forget(future, true).removed, gone);
+    assert!(read_copy(bucket.as_ref(), &keyed(), &ended).expect("readable").is_some(), "it was a dry run");
+    let found = forget(future, false);
+    assert_eq!(found.removed, gone);
+    assert_eq!(found.unreadable.iter().map(|(run, _)| run.clone()).collect::<Vec<_>>(), [forged.to_string()]);
+    let mut left = std::collections::BTreeSet::new();
+    let mut note = |object: stillpoint_repo::depot::ObjectInfo| {
+        left.insert(object.name.split('/').nth(1).expect("a run").to_owned());
+        Ok(true)
+    };
+    bucket.list("journal/", &mut note).expect("readable");
+    assert_eq!(left, [unfinished, leased, forged].iter().map(ToString::to_string).collect());
 }

@@ -12,5 +12,6 @@ mod kill;
 mod lease;
 mod pause;
 mod restore;
+mod restore_cancel;
 mod watchdog;
 mod world;

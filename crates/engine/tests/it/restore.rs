@@ -21,6 +21,7 @@ use stillpoint_engine::ops::destination::Destination;
 use stillpoint_engine::ops::export::{self, ExportRequest};
 use stillpoint_engine::ops::plan::{self, PlanRequest, Planned};
 use stillpoint_engine::ops::restore;
+use stillpoint_engine::points;
 use stillpoint_engine::progress::Silent;
 use stillpoint_engine::secrets::Secrets;
 use stillpoint_repo::depot::Depot;
@@ -101,6 +102,15 @@ impl Bed {
         let (session, cancel) = (self.session.clone(), CancelToken::default());
         let request = BackupRequest { session, surroundings, cancel, take_over: false };
         backup(request).await.expect("a point").statefile
+    }
+
+    /// Writes a changed statefile, as one that holds the key can.
+    fn write_point(&self, point: &mut Statefile) {
+        point.authentication = points::authentication(self.session.repository(), point).expect("a hash");
+        let bytes = serde_json::to_vec(point).expect("JSON");
+        let name = points::object_name(point.point.as_str());
+        let mode = stillpoint_repo::depot::WriteMode::Replace;
+        self.bucket.write(&name, &[&bytes], &mode).expect("written");
     }
 
     async fn plan(&self, request: &PlanRequest) -> Planned {
@@ -279,6 +289,30 @@ async fn points_are_not_mixed_without_consent() {
         ..only("models", "latest")
     };
     assert!(fenced(bed.restore(&in_place).await).contains("goes on from a later state"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn latest_is_the_newest_point_of_all_stores_unless_stores_are_named() {
+    let bed = Bed::new("partial");
+    let whole = bed.point().await;
+    assert!(whole.is_whole(), "{:?}", whole.left_out);
+    bed.source("artifacts").put("object-late", "weights");
+    let mut partial = bed.point().await;
+    partial.stores.remove(&store("models"));
+    partial.left_out.insert(store("models"));
+    bed.write_point(&mut partial);
+
+    let report = bed.restore(&PlanRequest::new("latest", staging())).await.expect("restored");
+    assert!(report.proven, "{report:?}");
+    assert_eq!(report.point, whole.point);
+    assert_eq!(bed.staging("artifacts").content().len(), 20);
+    let only = PlanRequest { stores: vec![store("artifacts")], replace: true, ..PlanRequest::new("latest", staging()) };
+    assert_eq!(bed.plan(&only).await.plan.point, partial.point);
+    let message = fenced(bed.restore(&only).await);
+    assert!(message.contains("`models`, restored from the point"), "the point's own stores are not all: {message}");
+    let accepted = PlanRequest { accept_mixed: true, ..only };
+    assert!(bed.restore(&accepted).await.expect("restored").proven);
+    assert_eq!(bed.staging("artifacts").content().len(), 21);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,6 @@ use crate::Repository;
 use crate::format::id::Id;
 use crate::format::pack::BlobKind;
 use crate::index::{Index, Table};
-use crate::unpacked::FileKind;
 
 /// Locks among which the ids of this backup are spread, so that workers seldom meet.
 const SHARDS: usize = 16;
@@ -25,26 +24,9 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// Reads the index, and lists the packs once to leave out those that are absent or too short.
+    /// Reads the index, without the packs that are absent or too short.
     pub(super) fn load(repository: &Repository) -> Result<Self> {
-        let mut stored = repository.fresh_index()?;
-        // Packs come before the index that names them, so a list that is made later has them all.
-        let mut lost = stored.ends();
-        if !lost.is_empty() {
-            repository.depot().list(FileKind::Pack.folder(), &mut |object| {
-                let id = FileKind::Pack.id_of(&object.name);
-                // A header follows the last blob.
-                if let Some(id) = id.filter(|id| lost.get(id).is_some_and(|end| object.size > *end)) {
-                    lost.remove(&id);
-                }
-                Ok(true)
-            })?;
-        }
-        let is_whole = lost.is_empty();
-        if !is_whole {
-            tracing::warn!(packs = lost.len(), "packs are absent or cut short; what they held is stored anew");
-            stored = Arc::new(stored.without(|pack| lost.contains_key(pack))?);
-        }
+        let (stored, is_whole) = repository.index_of_present()?;
         let data = std::array::from_fn(|_| Mutex::new(Table::new()));
         Ok(Self { stored, is_whole, data, trees: Mutex::new(Table::new()) })
     }

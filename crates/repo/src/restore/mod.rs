@@ -11,13 +11,13 @@
 
 mod attributes;
 mod files;
+mod links;
 pub(crate) mod place;
 mod sparse;
 #[cfg(test)]
 mod tests;
 mod window;
 
-use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +33,7 @@ use crate::format::tree::TreeNode;
 use crate::tree::blobs::Loader;
 use crate::tree::entries::Entries;
 use attributes::{Losses, apply, apply_at};
+use links::Links;
 use place::{Place, TOP, names_in, os_error, remove, shown};
 use window::{Link, Window, locate, piece_of};
 
@@ -56,7 +57,7 @@ pub(crate) fn extract(
         owners: options.owners,
         losses: Losses::default(),
         window: Window::default(),
-        links: HashMap::new(),
+        links: Links::default(),
         counts: Extracted::default(),
     };
     restore.walk(tree, meta)?;
@@ -73,16 +74,8 @@ struct Restore<'a> {
     owners: bool,
     losses: Losses,
     window: Window,
-    /// Files with several names by device and inode: what they hold, and where the first name is.
-    links: HashMap<(u64, u64), FirstName>,
+    links: Links,
     counts: Extracted,
-}
-
-/// The first name of a hard-linked file.
-struct FirstName {
-    size: u64,
-    content: Vec<Id>,
-    path: Vec<Vec<u8>>,
 }
 
 /// A directory that is being walked.
@@ -174,17 +167,14 @@ impl Restore<'_> {
         let TreeNode { node, content, .. } = entry;
         self.counts.files += 1;
         if node.meta.links > 1 && node.meta.inode != 0 {
-            let identity = (node.meta.device, node.meta.inode);
-            if let Some(first) = self.links.get(&identity) {
-                if first.size == size && first.content == content {
-                    let link = Link { folder, name: node.name.into(), first: first.path.clone() };
-                    self.window.links.push(link);
-                    return Ok(());
-                }
-            } else {
+            let path = || {
                 let mut path = self.place.path(folder);
                 path.push(node.name.clone());
-                self.links.insert(identity, FirstName { size, content: content.clone(), path });
+                path
+            };
+            if let Some(first) = self.links.meet(&node.meta, size, &content, path) {
+                self.window.links.push(Link { folder, name: node.name.into(), first });
+                return Ok(());
             }
         }
         let length = locate(self.loader, &node.name, &content)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use stillpoint_core::driver::Context;
 use stillpoint_core::tree::{Existing, ExtractOptions, TreePath};
 use stillpoint_core::{Kind, Result};
 
@@ -40,7 +41,7 @@ fn extract(nodes: &[&str], existing: Existing) -> (Result<()>, tempfile::TempDir
     let options = ExtractOptions { existing, owners: false };
     let result = repository.tree(&SnapshotId::from(id), None).and_then(|tree| {
         let tree = tree.expect("the root is always there");
-        tree.extract(&TreePath::root(), &scratch.path().join("to"), &options).map(|_| ())
+        tree.extract(&TreePath::root(), &scratch.path().join("to"), &options, &Context::default()).map(|_| ())
     });
     let outside = std::fs::read_dir(scratch.path().join("outside")).expect("lists").count();
     assert_eq!(outside, 0, "something was written outside");

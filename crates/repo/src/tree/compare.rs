@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use stillpoint_core::driver::Context;
 use stillpoint_core::tree::{Difference, NodeKind};
 use stillpoint_core::{Error, Kind, Result};
 
@@ -33,16 +34,16 @@ const JOBS_AHEAD: usize = 64;
 const BATCH_BYTES: usize = 4 << 20;
 
 /// Compares the directory whose tree is `tree` with the local directory `with`.
-pub(super) fn compare(loader: &Arc<Loader>, tree: &Id, with: &Path) -> Result<Vec<Difference>> {
+pub(super) fn compare(loader: &Arc<Loader>, tree: &Id, with: &Path, context: &Context) -> Result<Vec<Difference>> {
     let found = Findings::default();
     let (sender, receiver) = sync_channel::<Job>(JOBS_AHEAD);
     let receiver = Mutex::new(receiver);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
-            scope.spawn(|| work(loader, &receiver, &found));
+            scope.spawn(|| work(loader, &receiver, &found, context));
         }
-        let mut walk = Walk { loader, place: Place::existing_at(with)?, found: &found, sender };
+        let mut walk = Walk { loader, place: Place::existing_at(with)?, found: &found, sender, context };
         walk.all(tree)
     })?;
     found.into_list()
@@ -93,6 +94,7 @@ struct Walk<'a> {
     place: Place,
     found: &'a Findings,
     sender: std::sync::mpsc::SyncSender<Job>,
+    context: &'a Context,
 }
 
 /// A directory that is being compared; names are removed from `local` as they are met.
@@ -107,6 +109,7 @@ impl Walk<'_> {
     fn all(&mut self, tree: &Id) -> Result<()> {
         let mut levels = vec![self.level(TOP, String::new(), tree)?];
         while let Some(level) = levels.last_mut() {
+            self.context.check()?;
             if self.found.is_enough() {
                 break;
             }
@@ -197,7 +200,7 @@ fn plain_length(loader: &Loader, path: &str, id: &Id) -> Result<u32> {
     Ok(location.entry.plain_length())
 }
 
-fn work(loader: &Loader, jobs: &Mutex<Receiver<Job>>, found: &Findings) {
+fn work(loader: &Loader, jobs: &Mutex<Receiver<Job>>, found: &Findings, context: &Context) {
     let mut buffer = Vec::new();
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -205,7 +208,7 @@ fn work(loader: &Loader, jobs: &Mutex<Receiver<Job>>, found: &Findings) {
         if found.is_enough() {
             continue;
         }
-        match same(loader, job, &mut buffer) {
+        match same(loader, job, &mut buffer, context) {
             Ok(None) => {}
             Ok(Some((path, what))) => found.add(&path, what),
             Err(error) => found.fail(error),
@@ -214,11 +217,12 @@ fn work(loader: &Loader, jobs: &Mutex<Receiver<Job>>, found: &Findings) {
 }
 
 /// Hashes the pieces of a local file; `Some` names the first difference.
-fn same(loader: &Loader, job: Job, buffer: &mut Vec<u8>) -> Result<Option<(String, String)>> {
+fn same(loader: &Loader, job: Job, buffer: &mut Vec<u8>, context: &Context) -> Result<Option<(String, String)>> {
     let Job { path, mut file, content } = job;
     let mut rest = content.as_slice();
     let mut offset = 0_u64;
     while !rest.is_empty() {
+        context.check()?;
         let mut spans = Vec::new();
         let mut end = 0;
         for id in rest {

@@ -156,16 +156,16 @@ impl Tree for StoredTree {
         }
     }
 
-    fn extract(&self, path: &TreePath, to: &Path, options: &ExtractOptions) -> Result<Extracted> {
+    fn extract(&self, path: &TreePath, to: &Path, options: &ExtractOptions, context: &Context) -> Result<Extracted> {
         let (node, tree) = self.directory(path)?;
         // The top of a store is a folder of the writer's, not a directory of the user's.
         let meta = (!path.names().is_empty()).then_some(&node.meta);
-        crate::restore::extract(&self.loader, &tree, meta, to, options, &Context::default())
+        crate::restore::extract(&self.loader, &tree, meta, to, options, context)
     }
 
-    fn compare(&self, path: &TreePath, with: &Path) -> Result<Vec<Difference>> {
+    fn compare(&self, path: &TreePath, with: &Path, context: &Context) -> Result<Vec<Difference>> {
         let (_, tree) = self.directory(path)?;
-        compare::compare(&self.loader, &tree, with)
+        compare::compare(&self.loader, &tree, with, context)
     }
 
     fn as_any(&self) -> Option<&dyn std::any::Any> {

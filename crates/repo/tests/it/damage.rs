@@ -115,7 +115,7 @@ fn restore_right_or_fail(case: &str, repository: &Repository, sample: &Sample, s
         let result = survive(case, || {
             let tree = repository.tree(snapshot, None)?.ok_or_else(|| Error::new(Kind::NotFound, "no tree"))?;
             let options = ExtractOptions { existing: Existing::Refuse, owners: true };
-            tree.extract(&TreePath::parse("files")?, &target, &options)
+            tree.extract(&TreePath::parse("files")?, &target, &options, &Context::default())
         });
         if result.is_ok() {
             assert_same_below(source, &target);

@@ -39,7 +39,7 @@ fn the_sample_of_the_first_form_is_restored() {
     let tree = repository.tree(&latest(&repository), Some(&StoreName::new("files").unwrap())).unwrap().unwrap();
     let target = scratch.path().join("target");
     let options = ExtractOptions { existing: Existing::Refuse, owners: true };
-    let extracted = tree.extract(&TreePath::root(), &target, &options).unwrap();
+    let extracted = tree.extract(&TreePath::root(), &target, &options, &Context::default()).unwrap();
     if !extracted.losses.is_empty() {
         return skip(name, &format!("this file system cannot hold all of the sample: {:?}", extracted.losses));
     }

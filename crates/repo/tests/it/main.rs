@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::let_underscore_must_use, missing_docs)]
 
+mod copy;
 mod crash;
 mod damage;
 mod depot;

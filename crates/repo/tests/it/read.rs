@@ -64,14 +64,14 @@ fn a_restore_asks_for_large_ranges_and_reads_each_byte_once() {
     let tree = sample.tree(trace.clone());
     trace.reset();
     let target = sample.scratch.path().join("target");
-    let extracted = tree.extract(&TreePath::root(), &target, &options()).unwrap();
+    let extracted = tree.extract(&TreePath::root(), &target, &options(), &Context::default()).unwrap();
     assert_eq!((extracted.files, extracted.bytes), (501, 10_500_000));
     assert_same_below(&sample.scratch.path().join("source"), &target);
     let counts = trace.reset();
     let reads = counts.within(Verb::Read, "data");
     assert!(reads <= 20, "{reads} reads for 501 files");
     assert!(counts.bytes_down < 13_000_000, "{} bytes read", counts.bytes_down);
-    assert_eq!(tree.compare(&TreePath::root(), &target).unwrap(), []);
+    assert_eq!(tree.compare(&TreePath::root(), &target, &Context::default()).unwrap(), []);
     let counts = trace.reset();
     assert_eq!(counts.within(Verb::Read, "data"), 0, "a comparison needs the directories only, which were read before");
 }
@@ -89,7 +89,7 @@ fn torn_transfers_are_read_again_or_fail_and_never_pass() {
         let target = sample.scratch.path().join(format!("target-{seed}"));
         let store = StoreName::new("files").unwrap();
         let tree = repository.tree(&sample.snapshot, Some(&store));
-        match tree.and_then(|tree| tree.unwrap().extract(&TreePath::root(), &target, &options())) {
+        match tree.and_then(|tree| tree.unwrap().extract(&TreePath::root(), &target, &options(), &Context::default())) {
             Ok(_) => {
                 assert_same_below(&sample.scratch.path().join("source"), &target);
                 right += 1;
@@ -114,7 +114,7 @@ fn a_distant_depot_is_read_rightly() {
     assert_eq!(repository.check(&request, &Context::default()).unwrap().errors, [""; 0]);
     let tree = sample.tree(trace);
     let target = sample.scratch.path().join("target");
-    tree.extract(&TreePath::root(), &target, &options()).unwrap();
+    tree.extract(&TreePath::root(), &target, &options(), &Context::default()).unwrap();
     assert_same_below(&sample.scratch.path().join("source"), &target);
 }
 
@@ -170,7 +170,7 @@ fn a_restore_reads_several_ranges_at_once() {
     let tree =
         sample.tree(Arc::new(Meeting { inner: sample.depot.clone(), readers: Mutex::new(0), met: Condvar::new() }));
     let target = sample.scratch.path().join("target");
-    tree.extract(&TreePath::root(), &target, &options()).unwrap();
+    tree.extract(&TreePath::root(), &target, &options(), &Context::default()).unwrap();
     assert_same_below(&sample.scratch.path().join("source"), &target);
 }
 
@@ -205,9 +205,9 @@ fn files_are_read_from_their_begin_and_look_ups_answer() {
     .unwrap();
     assert_eq!(names, ["folder-0", "folder-1", "folder-2"]);
     let target = sample.scratch.path().join("part");
-    tree.extract(&path("folder-2"), &target, &options()).unwrap();
+    tree.extract(&path("folder-2"), &target, &options(), &Context::default()).unwrap();
     assert_eq!(std::fs::read_dir(&target).unwrap().count(), 100);
-    let refused = tree.extract(&path("folder-2"), &target, &options()).unwrap_err();
+    let refused = tree.extract(&path("folder-2"), &target, &options(), &Context::default()).unwrap_err();
     assert_eq!(refused.kind(), Kind::AlreadyExists);
 }
 
@@ -269,22 +269,22 @@ fn special_files_and_paths_longer_than_any_limit_come_back() {
     let tree = repository.tree(&snapshot, Some(&store)).unwrap().unwrap();
     let scratch = tempfile::tempdir().unwrap();
     let target = scratch.path().join("target");
-    let extracted = tree.extract(&TreePath::root(), &target, &options()).unwrap();
+    let extracted = tree.extract(&TreePath::root(), &target, &options(), &Context::default()).unwrap();
     let devices = extracted.losses.is_empty();
     if !devices {
         stillpoint_testkit::skip("device files", &format!("not permitted here: {:?}", extracted.losses));
     }
-    let different: Vec<_> = tree.compare(&TreePath::root(), &target).unwrap();
+    let different: Vec<_> = tree.compare(&TreePath::root(), &target, &Context::default()).unwrap();
     assert!(!devices || different.is_empty(), "{different:?}");
     let link = std::fs::read_link(target.join("i-link")).unwrap();
     assert_eq!(std::os::unix::ffi::OsStrExt::as_bytes(link.as_os_str()), b"\xff/../nowhere");
     let replaced = ExtractOptions { existing: Existing::Replace, owners: false };
-    tree.extract(&TreePath::root(), &target, &replaced).unwrap();
+    tree.extract(&TreePath::root(), &target, &replaced, &Context::default()).unwrap();
     let second = TreePath::parse(&format!("{0}/{0}", "d".repeat(250))).unwrap();
     assert_eq!(tree.get(&second).unwrap().unwrap().meta.mtime.nanos, 5);
     // What is not in the tree is removed, also where it is deeper than any path can say.
     let inner = TreePath::parse(&vec!["d".repeat(250); 40].join("/")).unwrap();
-    tree.extract(&inner, &target, &replaced).unwrap();
+    tree.extract(&inner, &target, &replaced, &Context::default()).unwrap();
     assert_eq!(std::fs::read_dir(&target).unwrap().count(), 1);
     assert_eq!(std::fs::read(target.join("leaf")).unwrap(), b"deep");
 }

@@ -35,16 +35,16 @@ fn what_restic_wrote_is_restored_compared_and_checked() {
 
     let tree = repository.tree(&snapshot, None).unwrap().unwrap();
     let path = TreePath::parse(inside).unwrap();
-    assert_eq!(tree.compare(&path, &target).unwrap(), []);
+    assert_eq!(tree.compare(&path, &target, &Context::default()).unwrap(), []);
     std::fs::write(target.join("small"), b"hellO\n").unwrap();
     std::fs::write(target.join("extra"), b"").unwrap();
     std::fs::remove_file(target.join("deep/er/still/leaf")).unwrap();
-    let found = tree.compare(&path, &target).unwrap();
+    let found = tree.compare(&path, &target, &Context::default()).unwrap();
     let paths: Vec<_> = found.iter().map(|difference| difference.path.as_str()).collect();
     assert_eq!(paths, ["deep/er/still/leaf", "deep/hard", "extra", "small", "zz-hard"], "{found:?}");
 
     let options = ExtractOptions { existing: Existing::Replace, owners: true };
-    tree.extract(&path, &target, &options).unwrap();
+    tree.extract(&path, &target, &options, &Context::default()).unwrap();
     assert_same(&source, &target);
 
     let mut big = Vec::new();

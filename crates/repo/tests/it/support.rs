@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
+use stillpoint_core::driver::Context;
 use stillpoint_core::error::Result;
 use stillpoint_core::id::StoreName;
 use stillpoint_core::tree::{
@@ -101,7 +102,7 @@ pub fn latest(repository: &Repository) -> SnapshotId {
 pub fn extract(repository: &Repository, snapshot: &SnapshotId, path: &str, to: &Path) -> Extracted {
     let tree = repository.tree(snapshot, None).expect("tree opens").expect("tree is there");
     let options = ExtractOptions { existing: Existing::Refuse, owners: rustix::process::geteuid().is_root() };
-    tree.extract(&TreePath::parse(path).expect("path"), to, &options).expect("extracts")
+    tree.extract(&TreePath::parse(path).expect("path"), to, &options, &Context::default()).expect("extracts")
 }
 
 /// Deterministic bytes that do not compress.

@@ -364,13 +364,14 @@ fn a_death_that_outlasts_the_budget_asks_for_each_undo_once() {
 
 #[test]
 fn the_statefile_is_made_of_what_the_journal_tells() {
-    use crate::id::{EnvironmentName, PlatformName, PointId};
+    use crate::id::{EnvironmentName, PlatformName, PointId, StoreName};
     let mut world = World::new(Setting::default());
     world.happen(Happening::Begin);
     let head = || StatefileHead {
         point: PointId::from_random([3; 8]),
         platform: PlatformName::new("p").expect("valid"),
         environment: EnvironmentName::new("e").expect("valid"),
+        platform_stores: [StoreName::new("elsewhere").expect("valid")].into(),
         parent: None,
         started_at: jiff::Timestamp::UNIX_EPOCH,
         sealed_at: jiff::Timestamp::UNIX_EPOCH,
@@ -381,6 +382,7 @@ fn the_statefile_is_made_of_what_the_journal_tells() {
     until(&mut world, |state| state == State::Committing);
     let statefile = world.machine.statefile(head()).expect("complete");
     assert_eq!((statefile.stores.len(), statefile.references.len()), (3, 3));
+    assert_eq!(statefile.left_out.len(), 1, "a store that the run does not take is named");
     assert_eq!((statefile.totals.files, statefile.totals.bytes_stored, statefile.fencing), (3, 1, 4));
     assert_eq!((statefile.level, statefile.cut_tries), (Level::Strict, 1));
     assert_eq!(world.replayed().statefile(head()).expect("complete"), statefile);
