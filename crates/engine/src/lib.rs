@@ -1,20 +1,20 @@
 //! The hands of Stillpoint: everything that touches clocks, processes, stores and buckets.
 
 pub mod budget;
-pub mod effects;
-pub mod recover;
-pub mod run;
 pub mod cancel;
 pub mod clock;
+pub mod config;
+pub mod effects;
+pub mod fence;
 pub mod journal;
 pub mod lease;
-pub mod pause;
-pub mod watchdog;
-pub mod progress;
-pub mod config;
-pub mod secrets;
 pub mod open;
-pub mod points;
 pub mod ops;
+pub mod pause;
+pub mod points;
+pub mod progress;
+pub mod recover;
 pub mod references;
-pub mod fence;
+pub mod run;
+pub mod secrets;
+pub mod watchdog;
