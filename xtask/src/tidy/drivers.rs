@@ -31,6 +31,8 @@ const EXTRA: &[(&str, &str)] = &[
     ("files", "walk.rs"),
     // What file systems keep: btrfs, LVM, reflink.
     ("files", "snapshot.rs"),
+    // All databases are put in place, or none.
+    ("sqlite", "swap.rs"),
 ];
 
 /// Complains about missing and about foreign files, and about drivers without registry line.

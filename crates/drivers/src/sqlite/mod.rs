@@ -21,6 +21,7 @@ mod config;
 mod cut;
 mod drain;
 mod restore;
+mod swap;
 #[cfg(test)]
 mod tests;
 mod wire;

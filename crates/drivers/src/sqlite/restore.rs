@@ -15,6 +15,7 @@ use stillpoint_core::position::{Identity, Stamp};
 use stillpoint_core::tree::{self, Metadata, NodeKind, Tree, TreePath, check_name};
 
 use super::client::{self, Attempt};
+use super::swap::{self, Loaded, kept_path};
 use super::wire::{self, Description, STAMP_TABLE, quoted};
 use super::{Sqlite, drain};
 use crate::place;
@@ -46,9 +47,31 @@ pub(super) fn restore(
         refuse_existing(driver, &database.target, request)?;
     }
     let mut restored = Restored::default();
-    for database in &stored {
-        restore_one(driver, context, source, request, database, &mut restored)?;
+    // Everything is loaded and checked before anything is swapped: a failure has changed nothing yet.
+    let mut loaded = Vec::new();
+    let done = stored.iter().enumerate().try_for_each(|(number, database)| {
+        let target = database.target.clone();
+        let partial = partial_path(&target, request, number);
+        let folder = target.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(folder).or_io(|| format!("cannot create {}", folder.display()))?;
+        loaded.push(Loaded { partial: partial.clone(), target });
+        load(driver, context, source, database, &partial, &mut restored)
+    });
+    let done = done.and_then(|()| context.check());
+    match done.and_then(|()| swap::swap_all(&loaded, request, driver.settings.busy_timeout())) {
+        Ok(kept_old) => restored.kept_old = kept_old,
+        Err(error) => {
+            for ending in ["", "-wal", "-shm", "-journal"] {
+                for one in &loaded {
+                    // What failed is reported; a left-over that cannot be deleted is overwritten next time.
+                    std::fs::remove_file(client::beside(&one.partial, ending)).ok();
+                }
+            }
+            return Err(error);
+        }
     }
+    restored.items = stored.iter().map(|database| database.description.rows_total()).sum();
+    restored.bytes = stored.iter().map(|database| database.bytes).sum();
     Ok(restored)
 }
 
@@ -144,37 +167,12 @@ fn refuse_existing(driver: &Sqlite, target: &Path, request: &RestoreRequest) -> 
     Ok(())
 }
 
-fn kept_path(target: &Path, request: &RestoreRequest) -> PathBuf {
-    client::beside(target, &format!(".before-{}", request.restore))
-}
-
-fn restore_one(
-    driver: &Sqlite,
-    context: &Context,
-    source: &dyn Tree,
-    request: &RestoreRequest,
-    database: &Stored,
-    restored: &mut Restored,
-) -> Result<()> {
-    let target = &database.target;
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(folder).or_io(|| format!("cannot create {}", folder.display()))?;
+/// Where a database is loaded, beside its target.
+fn partial_path(target: &Path, request: &RestoreRequest, number: usize) -> PathBuf {
     let file = target.file_name().unwrap_or_default().as_bytes();
-    let mut name = format!(".stillpoint-restore-{}-", request.restore).into_bytes();
+    let mut name = format!(".stillpoint-restore-{}-{number}-", request.restore).into_bytes();
     name.extend_from_slice(&file[..file.len().min(100)]);
-    let partial = folder.join(OsStr::from_bytes(&name));
-    let loaded = load(driver, context, source, database, &partial, restored)
-        .and_then(|()| swap(driver, &partial, target, request, restored));
-    if loaded.is_err() {
-        for ending in ["", "-wal", "-shm", "-journal"] {
-            // What failed is reported; a left-over that cannot be deleted is overwritten next time.
-            std::fs::remove_file(client::beside(&partial, ending)).ok();
-        }
-    }
-    loaded?;
-    restored.items += database.description.rows_total();
-    restored.bytes += database.bytes;
-    Ok(())
+    target.parent().unwrap_or(Path::new("/")).join(OsStr::from_bytes(&name))
 }
 
 /// Writes the database beside the target and checks it there.
@@ -279,86 +277,6 @@ fn findings(connection: &Connection, check: &str) -> Result<Vec<String>> {
         }
     }
     Ok(findings)
-}
-
-/// Puts the loaded file in the target's place, in one step that other programs see whole.
-fn swap(
-    driver: &Sqlite,
-    partial: &Path,
-    target: &Path,
-    request: &RestoreRequest,
-    restored: &mut Restored,
-) -> Result<()> {
-    let what = || format!("cannot put the database in place at {}", target.display());
-    let is_there = std::fs::symlink_metadata(target).is_ok_and(|file| file.len() > 0);
-    if request.mode == RestoreMode::InPlace && is_there {
-        let target = client::resolve(target)?;
-        let lock = lock_old(driver, &target)?;
-        keep_old(&target, &kept_path(&target, request), restored)?;
-        // New clients find the old file until this rename and the new one from it on.
-        std::fs::rename(partial, &target).or_io(what)?;
-        drop(lock);
-        return client::flush_folder(&target);
-    }
-    for ending in ["-wal", "-shm", "-journal"] {
-        match std::fs::remove_file(client::beside(target, ending)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(what(), error)),
-            _ => {}
-        }
-    }
-    if std::fs::symlink_metadata(target).is_ok() {
-        // An empty file: what is an empty database to SQLite.
-        std::fs::rename(partial, target).or_io(what)?;
-    } else {
-        rustix::fs::renameat_with(
-            rustix::fs::CWD,
-            partial,
-            rustix::fs::CWD,
-            target,
-            rustix::fs::RenameFlags::NOREPLACE,
-        )
-        .map_err(|error| Error::io(what(), error.into()))?;
-    }
-    client::flush_folder(target)
-}
-
-/// Takes the database for ourselves, so that nobody writes into what is about to be replaced.
-/// `None` when it is too damaged to be locked.
-fn lock_old(driver: &Sqlite, target: &Path) -> Result<Option<Connection>> {
-    let connection = client::open_writer(target, driver.settings.busy_timeout())?;
-    // Asked for before the first access, this mode makes WAL databases refuse us for as long as any
-    // other connection is open, and leaves no shared memory behind.
-    let locked = connection
-        .query_row("PRAGMA locking_mode = EXCLUSIVE", [], |_| Ok(()))
-        .and_then(|()| connection.execute_batch("BEGIN EXCLUSIVE; COMMIT;"))
-        .and_then(|()| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)))
-        .attempt(|| format!("cannot take {} for the restore alone", target.display()));
-    match locked {
-        Ok(0) => Ok(Some(connection)),
-        Ok(_) => Err(Error::new(Kind::Locked, format!("{} is in use", target.display()))
-            .hint("stop every program that uses the database")),
-        Err(error) if error.kind() == Kind::Corrupt => Ok(None),
-        Err(error) => Err(error.hint("stop every program that uses the database")),
-    }
-}
-
-/// Gives the old files a second name, and takes away what would be replayed into the new file.
-fn keep_old(target: &Path, kept: &Path, restored: &mut Restored) -> Result<()> {
-    let what = || format!("cannot keep the old database as {}", kept.display());
-    std::fs::hard_link(target, kept).or_io(what)?;
-    restored.kept_old.push(kept.display().to_string());
-    for ending in ["-wal", "-shm", "-journal"] {
-        let old = client::beside(target, ending);
-        let done = match std::fs::metadata(&old) {
-            // Left by a database that could not be opened; it belongs to what is kept.
-            Ok(file) if file.len() > 0 && ending != "-shm" => std::fs::rename(&old, client::beside(kept, ending)),
-            Ok(_) => std::fs::remove_file(&old),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        };
-        done.or_io(what)?;
-    }
-    client::flush_folder(target)
 }
 
 /// Compares schema and every row of every table with the point's databases.
