@@ -73,6 +73,10 @@ fn screen(report: &CopySummary) -> String {
     for point in &report.copied {
         text.push_str(&format!("  copied {point}\n"));
     }
+    if report.blobs_healed > 0 {
+        let blobs = render::plural(report.blobs_healed, "blob", "blobs");
+        text.push_str(&format!("  {blobs} that the other bucket had lost, of points that it has, copied again;\n  `stillpoint prune` there takes what is lost out of its index\n"));
+    }
     text.push_str(&format!(
         "{} copied, {} there already · new in the other bucket {}\n",
         render::plural(report.copied.len() as u64, "point", "points"),

@@ -184,10 +184,19 @@ fn copies_stand_on_their_own() {
     std::fs::write(world.path(&format!("second/points/{id}/statefile.json")), void).expect("write");
     let resumed = run(&[&copy[..], &["--json"]].concat()).json();
     assert_eq!(resumed["copied"], serde_json::json!([id]), "{resumed}");
+    // What the other bucket lost comes again, although it has all points.
+    let second = files_below(&world.path("second"));
+    let pack = second.iter().find(|file| file.to_string_lossy().contains("/data/")).expect("a pack");
+    std::fs::remove_file(pack).expect("remove");
+    let healed = run(&[&copy[..], &["--json"]].concat()).json();
+    assert!(healed["copied"] == serde_json::json!([]) && healed["blobs_healed"].as_u64() > Some(0), "{healed}");
     std::fs::remove_dir_all(world.path("bucket")).expect("remove");
     world.edit(&world.path("bucket").display().to_string(), &other);
     world.edit("file:stillpoint.key", "env:OTHER");
-    assert_eq!(run(&["verify"]).code, 0);
+    let pruned = run(&["prune"]);
+    assert_eq!(pruned.code, 0, "{pruned:?}");
+    let verified = run(&["verify"]);
+    assert_eq!(verified.code, 0, "{verified:?}");
     assert_eq!(run(&["check", "--data"]).code, 0);
     assert!(files_below(&world.path("second")).iter().any(|file| file.ends_with("README.txt")));
 }

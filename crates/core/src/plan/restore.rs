@@ -39,7 +39,8 @@ pub struct RestorePlan {
     /// Whether it is accepted that stores of different points stand side by side afterwards.
     pub accepts_mixed: bool,
     /// Whether what was written is read back and compared with the point. Without it the restore can
-    /// end `restored`, never `proven`.
+    /// end `restored`, never `proven`. Left out when true, as in plans of the first version.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub compares: bool,
     /// The repository's snapshot.
     pub snapshot: String,
@@ -49,6 +50,15 @@ pub struct RestorePlan {
     pub steps: Vec<RestoreStep>,
     /// What people must know, without stopping the restore.
     pub warnings: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// The restore of one store.

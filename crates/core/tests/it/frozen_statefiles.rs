@@ -22,7 +22,7 @@ fn every_sample_is_mentioned_here() {
         .map(|entry| entry.expect("readable").file_name().into_string().expect("text"))
         .filter(|name| name.ends_with(".json"))
         .collect();
-    assert_eq!(found, ["complete.json", "named-loss.json"].map(str::to_owned).into());
+    assert_eq!(found, ["complete.json", "named-loss.json", "partial.json"].map(str::to_owned).into());
 }
 
 #[test]
@@ -45,6 +45,14 @@ fn the_sample_with_losses_names_them() {
     assert_eq!(logs.losses[0].what, "app/today.log");
     assert_eq!(statefile.references[0].examples[0].1, "index line 2");
     assert_eq!(statefile.fencing, 0, "written before there was one");
+}
+
+#[test]
+fn the_sample_of_some_stores_says_which_are_left_out() {
+    let statefile = sample("partial.json");
+    assert!(!statefile.is_whole());
+    assert_eq!(statefile.left_out.iter().map(|store| store.as_str()).collect::<Vec<_>>(), ["orders"]);
+    assert!(sample("complete.json").is_whole(), "a point from before there was the field");
 }
 
 #[test]

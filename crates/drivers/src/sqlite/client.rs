@@ -182,6 +182,18 @@ pub(super) fn data_version(connection: &Connection) -> Result<i64> {
     pragma(connection, "data_version")
 }
 
+/// As [`data_version`], but `None` instead of waiting when a writer keeps new readers out.
+pub(super) fn data_version_at_once(connection: &mut Connection, busy: Duration) -> Result<Option<i64>> {
+    let what = || "cannot change how long to wait for the database".to_owned();
+    connection.busy_timeout(Duration::ZERO).attempt(what)?;
+    let version = data_version(connection);
+    wait_when_busy(connection, busy).attempt(what)?;
+    match version {
+        Err(error) if error.kind() == Kind::Locked => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// Whether this SQLite offers the pages of a view as a table.
 pub(super) fn offers_pages(connection: &Connection) -> Result<bool> {
     connection

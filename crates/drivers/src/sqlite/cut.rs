@@ -224,15 +224,14 @@ pub(super) fn observe(driver: &Sqlite) -> Result<Option<Position>> {
     driver.refresh(state)?;
     let mut parts = Vec::with_capacity(state.opened.len());
     for opened in &state.opened {
-        parts.push(position_part(opened, client::data_version(&opened.observer)?, None));
+        parts.push(position_part(opened, &client::data_version(&opened.observer)?.to_string()));
     }
     Ok(Some(position(&parts)))
 }
 
-fn position_part(opened: &Opened, version: i64, until: Option<i64>) -> String {
+fn position_part(opened: &Opened, version: &str) -> String {
     let file = opened.target.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (device, inode) = opened.inode;
-    let version = until.map_or_else(|| version.to_string(), |until| format!("{version}..{until}"));
     format!("{file} inode {device}:{inode} observer {} data_version {version}", opened.observer_id)
 }
 
@@ -308,15 +307,22 @@ fn pin_one(driver: &Sqlite, opened: &mut Opened, cut: &CutId) -> Result<(View, S
     let mut tries = 1;
     let part = loop {
         client::begin_view(&connection)?;
-        let after = client::data_version(&opened.observer)?;
-        if after == version {
-            break position_part(opened, version, None);
+        // Without waiting: a writer of a rollback journal that wants to commit waits for our view, and
+        // lets no new reader in, not even ours.
+        let after = client::data_version_at_once(&mut opened.observer, driver.settings.busy_timeout())?;
+        if after == Some(version) {
+            break position_part(opened, &version.to_string());
         }
         if tries == PIN_TRIES {
-            break position_part(opened, version, Some(after));
+            let after = after.map_or_else(|| "?".to_owned(), |after| after.to_string());
+            break position_part(opened, &format!("{version}..{after}"));
         }
         client::end_view(&connection);
-        (version, tries) = (after, tries + 1);
+        version = match after {
+            Some(after) => after,
+            None => client::data_version(&opened.observer)?,
+        };
+        tries += 1;
     };
     let journal: String = client::pragma(&connection, "journal_mode")?;
     let is_wal = journal == "wal";

@@ -58,7 +58,8 @@ pub(super) fn restore(
         load(driver, context, source, database, &partial, &mut restored)
     });
     let done = done.and_then(|()| context.check());
-    match done.and_then(|()| swap::swap_all(&loaded, request, driver.settings.busy_timeout())) {
+    let refuse = |target: &Path| refuse_existing(driver, target, request);
+    match done.and_then(|()| swap::swap_all(&loaded, request, driver.settings.busy_timeout(), &refuse)) {
         Ok(kept_old) => restored.kept_old = kept_old,
         Err(error) => {
             for ending in ["", "-wal", "-shm", "-journal"] {

@@ -4,6 +4,7 @@
 //! looked at before the first one is moved; when a later one cannot be moved all the same, those
 //! before it are put back, each from the second name that its old file has got.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,13 +32,20 @@ pub(super) fn kept_path(target: &Path, request: &RestoreRequest) -> PathBuf {
     client::beside(target, &format!(".before-{}", request.restore))
 }
 
-/// Puts every loaded file in its target's place, and returns where old content is kept.
+/// Puts every loaded file in its target's place, and returns where old content is kept. `refuse` looks
+/// at each target once more, since the load may have taken hours.
 ///
 /// # Errors
-/// `Locked` if somebody uses one of the databases. After any error every target is what it was,
-/// unless the error says otherwise.
-pub(super) fn swap_all(loaded: &[Loaded], request: &RestoreRequest, busy: Duration) -> Result<Vec<String>> {
+/// `Locked` if somebody uses one of the databases; what `refuse` says. After any error every target is
+/// what it was, unless the error says otherwise.
+pub(super) fn swap_all(
+    loaded: &[Loaded],
+    request: &RestoreRequest,
+    busy: Duration,
+    refuse: &dyn Fn(&Path) -> Result<()>,
+) -> Result<Vec<String>> {
     for Loaded { target, .. } in loaded {
+        refuse(target)?;
         if replaces(target, request) {
             // Not held until the end: a lock that is let go after other programs have opened the new
             // file would take their log away. Whoever comes in between is found by the second look.
@@ -80,9 +88,8 @@ fn swap(one: &Loaded, request: &RestoreRequest, busy: Duration, undo: &mut Undo)
         client::flush_folder(&target)?;
         return Ok(Some(kept.display().to_string()));
     }
-    for ending in COMPANIONS {
-        remove(&client::beside(target, ending)).or_io(what)?;
-    }
+    let kept = kept_path(target, request);
+    let has_moved = keep_companions(target, &kept, undo)?;
     if std::fs::symlink_metadata(target).is_ok() {
         // An empty file or a database that holds nothing: it needs no keeping once all is done.
         let aside = client::beside(partial, "-aside");
@@ -97,7 +104,7 @@ fn swap(one: &Loaded, request: &RestoreRequest, busy: Duration, undo: &mut Undo)
         undo.steps.push(Step::Made(target.clone()));
     }
     client::flush_folder(target)?;
-    Ok(None)
+    Ok(has_moved.then(|| kept.display().to_string()))
 }
 
 /// Takes the database for ourselves, so that nobody writes into what is about to be replaced.
@@ -125,6 +132,14 @@ fn keep_old(target: &Path, kept: &Path, undo: &mut Undo) -> Result<()> {
     let what = || format!("cannot keep the old database as {}", kept.display());
     std::fs::hard_link(target, kept).or_io(what)?;
     undo.steps.push(Step::Named(kept.to_owned()));
+    keep_companions(target, kept, undo)?;
+    client::flush_folder(target)
+}
+
+/// Moves what holds data beside the target to the name that is kept; whether there was anything.
+fn keep_companions(target: &Path, kept: &Path, undo: &mut Undo) -> Result<bool> {
+    let what = || format!("cannot keep the old log as {}", kept.display());
+    let mut has_moved = false;
     for ending in COMPANIONS {
         let old = client::beside(target, ending);
         match std::fs::metadata(&old) {
@@ -133,13 +148,14 @@ fn keep_old(target: &Path, kept: &Path, undo: &mut Undo) -> Result<()> {
                 let to = client::beside(kept, ending);
                 std::fs::rename(&old, &to).or_io(what)?;
                 undo.steps.push(Step::Moved { from: old, to });
+                has_moved = true;
             }
             Ok(_) => remove(&old).or_io(what)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).or_io(what),
         }
     }
-    client::flush_folder(target)
+    Ok(has_moved)
 }
 
 /// Removes a file; absent is fine.
@@ -172,16 +188,34 @@ struct Undo {
 }
 
 impl Undo {
-    /// Takes everything back, the last first, and returns why that was necessary.
+    /// Takes everything back, the last first, and returns why that was necessary. Where a database
+    /// cannot be put back, its old file keeps its second name with everything beside it: that is then
+    /// the only one.
     fn take_back(self, error: Error) -> Error {
         let mut failed = Vec::new();
+        let mut stuck: Vec<&Path> = Vec::new();
         for step in self.steps.iter().rev() {
+            if step.kept().is_some_and(|kept| {
+                stuck.iter().any(|old| kept.as_os_str().as_bytes().starts_with(old.as_os_str().as_bytes()))
+            }) {
+                continue;
+            }
             if let Err(cause) = step.take_back() {
                 failed.push(format!("{step:?}: {cause}"));
+                if let Step::Replaced { old, .. } = step {
+                    stuck.push(old);
+                }
             }
         }
-        for aside in &self.asides {
+        for aside in self.asides.iter().filter(|aside| !stuck.contains(&aside.as_path())) {
             std::fs::remove_file(aside).ok();
+        }
+        for step in &self.steps {
+            if let Step::Replaced { target, .. } | Step::Made(target) = step
+                && let Err(cause) = client::flush_folder(target)
+            {
+                failed.push(cause.to_string());
+            }
         }
         match failed.is_empty() {
             true => error,
@@ -193,6 +227,14 @@ impl Undo {
 }
 
 impl Step {
+    /// The name under which something old is kept, for the steps that give one.
+    fn kept(&self) -> Option<&Path> {
+        match self {
+            Self::Named(path) | Self::Moved { to: path, .. } => Some(path),
+            Self::Replaced { .. } | Self::Made(_) => None,
+        }
+    }
+
     fn take_back(&self) -> std::io::Result<()> {
         match self {
             Self::Named(path) => remove(path),
@@ -265,17 +307,58 @@ mod tests {
         let before = names(home.path());
         // The last loaded file is gone when its turn comes.
         std::fs::remove_file(&all[2].partial).expect("removed");
-        swap_all(&all, &request(RestoreMode::InPlace), BUSY).expect_err("one is missing");
+        swap_all(&all, &request(RestoreMode::InPlace), BUSY, &|_| Ok(())).expect_err("one is missing");
         assert_eq!(names(home.path()), before, "nothing is left beside them");
         assert!(all.iter().all(|one| value(&one.target) == 1), "all are what they were");
 
         database(&all[0].partial, 2);
         database(&all[1].partial, 2);
         database(&all[2].partial, 2);
-        let kept = swap_all(&all, &request(RestoreMode::InPlace), BUSY).expect("all are there");
+        let kept = swap_all(&all, &request(RestoreMode::InPlace), BUSY, &|_| Ok(())).expect("all are there");
         assert_eq!(kept.len(), 3);
         assert!(all.iter().all(|one| value(&one.target) == 2));
         assert!(kept.iter().all(|kept| value(Path::new(kept)) == 1));
+    }
+
+    #[test]
+    fn an_old_database_that_cannot_be_put_back_is_not_thrown_away() {
+        let home = tempfile::tempdir().expect("a folder");
+        let all = scene(home.path(), 2);
+        let mut undo = Undo::default();
+        for one in &all {
+            swap(one, &request(RestoreMode::InPlace), BUSY, &mut undo).expect("swapped");
+        }
+        // Nobody can remove this, so nothing is put back over it.
+        std::fs::create_dir_all(client::beside(&all[0].target, "-wal").join("x")).expect("made");
+        let error = undo.take_back(Error::internal("a later one failed"));
+        assert!(format!("{error:?}").contains(".before-"), "{error:?}");
+        assert_eq!(value(&kept_path(&all[0].target, &request(RestoreMode::InPlace))), 1, "the only old one");
+        assert_eq!(value(&all[1].target), 1, "the other one is back");
+        assert_eq!(names(home.path()), ["0.db", "0.db-wal", "0.db.before-r1", "1.db"]);
+    }
+
+    #[test]
+    fn a_target_that_came_to_hold_something_meanwhile_is_left_alone() {
+        let home = tempfile::tempdir().expect("a folder");
+        let all = scene(home.path(), 2);
+        let refuse = |target: &Path| match target.ends_with("1.db") {
+            true => Err(Error::new(Kind::AlreadyExists, "it holds something")),
+            false => Ok(()),
+        };
+        let error = swap_all(&all, &request(RestoreMode::Fresh), BUSY, &refuse).expect_err("refused");
+        assert_eq!(error.kind(), Kind::AlreadyExists);
+        assert!(all.iter().all(|one| value(&one.target) == 1 && one.partial.exists()));
+    }
+
+    #[test]
+    fn a_log_without_its_database_is_kept() {
+        let home = tempfile::tempdir().expect("a folder");
+        let all = scene(home.path(), 1);
+        std::fs::remove_file(&all[0].target).expect("removed");
+        std::fs::write(client::beside(&all[0].target, "-wal"), "a log").expect("written");
+        let kept = swap_all(&all, &request(RestoreMode::InPlace), BUSY, &|_| Ok(())).expect("swapped");
+        assert_eq!(std::fs::read(format!("{}-wal", kept[0])).expect("kept"), b"a log");
+        assert_eq!(value(&all[0].target), 2);
     }
 
     #[test]
@@ -299,7 +382,7 @@ mod tests {
         let all = scene(home.path(), 2);
         let user = Connection::open(&all[1].target).expect("opens");
         user.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (9);").expect("runs");
-        let error = swap_all(&all, &request(RestoreMode::InPlace), BUSY).expect_err("in use");
+        let error = swap_all(&all, &request(RestoreMode::InPlace), BUSY, &|_| Ok(())).expect_err("in use");
         assert_eq!(error.kind(), Kind::Locked, "{error:?}");
         user.execute_batch("ROLLBACK").expect("runs");
         drop(user);
@@ -315,7 +398,7 @@ mod tests {
         std::fs::remove_file(&all[1].target).expect("removed");
         std::fs::remove_file(&all[2].target).expect("removed");
         std::fs::remove_file(&all[2].partial).expect("removed");
-        swap_all(&all, &request(RestoreMode::Fresh), BUSY).expect_err("one is missing");
+        swap_all(&all, &request(RestoreMode::Fresh), BUSY, &|_| Ok(())).expect_err("one is missing");
         assert_eq!(names(home.path()), ["0.db"]);
         assert_eq!(std::fs::metadata(&all[0].target).expect("there").len(), 0);
     }

@@ -40,13 +40,21 @@ struct Part {
 impl Part {
     /// The bytes that are authenticated: the JSON of the rest, with sorted keys.
     fn canonical_bytes(&self) -> Result<Vec<u8>> {
-        let broken = |e| Error::internal("a journal part has no JSON").source(e);
-        let mut value = serde_json::to_value(self).map_err(broken)?;
-        if let Some(object) = value.as_object_mut() {
-            object.remove("authentication");
-        }
-        serde_json::to_vec(&value).map_err(broken)
+        canonical_bytes(serde_json::to_value(self).map_err(no_json)?)
     }
+}
+
+/// As [`Part::canonical_bytes`] over the fields as they were read, also those that this version does
+/// not know or would write differently, so that old parts stay valid.
+fn canonical_bytes(mut part: serde_json::Value) -> Result<Vec<u8>> {
+    if let Some(object) = part.as_object_mut() {
+        object.remove("authentication");
+    }
+    serde_json::to_vec(&part).map_err(no_json)
+}
+
+fn no_json(error: serde_json::Error) -> Error {
+    Error::internal("a journal part has no JSON").source(error)
 }
 
 /// Writes a run's entries to the bucket, a part at a time.
@@ -209,9 +217,10 @@ impl Copier {
 }
 
 fn parse(bytes: &[u8], authenticate: &Authenticate) -> Result<Part> {
-    let part: Part = serde_json::from_slice(bytes)
-        .map_err(|e| Error::new(Kind::Corrupt, "a journal part in the bucket is not readable").source(e))?;
-    if hex::encode(authenticate(&part.canonical_bytes()?)) != part.authentication {
+    let unreadable = |e| Error::new(Kind::Corrupt, "a journal part in the bucket is not readable").source(e);
+    let part: Part = serde_json::from_slice(bytes).map_err(unreadable)?;
+    let as_read = canonical_bytes(serde_json::from_slice(bytes).map_err(unreadable)?)?;
+    if hex::encode(authenticate(&as_read)) != part.authentication {
         return Err(Error::new(
             Kind::Corrupt,
             "a journal part in the bucket was not written with this repository's key",
@@ -292,16 +301,22 @@ pub fn forget_ended_copies(
             }
             Err(error) => return Err(error.operation("look at an old journal")),
         }
+        let mut is_gone = true;
         if !dry_run {
             // The last part, which tells that the run ended, goes last: what is cut off goes on later.
             for name in names {
                 match bucket.delete(&name) {
-                    Err(error) if error.kind() == Kind::PermissionDenied => found.locked.push(name),
+                    Err(error) if error.kind() == Kind::PermissionDenied => {
+                        is_gone = false;
+                        found.locked.push(name);
+                    }
                     other => other.map_err(|error| error.operation("remove an old journal"))?,
                 }
             }
         }
-        found.removed.push(run);
+        if is_gone {
+            found.removed.push(run);
+        }
     }
     Ok(found)
 }

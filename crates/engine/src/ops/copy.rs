@@ -48,6 +48,8 @@ pub struct CopySummary {
     pub copied: Vec<PointId>,
     /// Points that were there already.
     pub present: Vec<PointId>,
+    /// Blobs that the target had lost although points there need them, and that were copied again.
+    pub blobs_healed: u64,
     /// Bytes written to the target.
     pub bytes_stored: u64,
 }
@@ -74,9 +76,11 @@ pub fn run(session: &Session, request: &CopyRequest, context: &Context) -> Resul
         to: bucket.location(),
         created,
         copied: Vec::new(),
-        present: present.into_iter().map(|point| point.point).collect(),
+        present: present.iter().map(|point| point.point.clone()).collect(),
+        blobs_healed: 0,
         bytes_stored: 0,
     };
+    heal(session, &target, &present, &mut summary, context)?;
     for point in missing.into_iter().rev() {
         context.check()?;
         summary.bytes_stored += copy_one(session, &target, bucket.as_ref(), &point, context)?;
@@ -134,6 +138,25 @@ fn choose(session: &Session, names: &[String]) -> Result<Vec<Statefile>> {
     }
     chosen.sort_by_key(|point| std::cmp::Reverse(point.cut_at));
     Ok(chosen)
+}
+
+/// Copies again what the target has lost of points that it should have.
+fn heal(
+    session: &Session,
+    target: &Repository,
+    present: &[Statefile],
+    summary: &mut CopySummary,
+    context: &Context,
+) -> Result<()> {
+    // The listing at the target was of the same points; here they name snapshots of the source.
+    let snapshots = present.iter().map(|point| SnapshotId::parse(&point.snapshot)).collect::<Result<Vec<_>>>()?;
+    if snapshots.is_empty() {
+        return Ok(());
+    }
+    let report = session.repository().copy_to(target, &snapshots, context)?;
+    summary.blobs_healed = report.blobs;
+    summary.bytes_stored += report.bytes_stored;
+    Ok(())
 }
 
 fn copy_one(

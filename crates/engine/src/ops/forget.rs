@@ -11,7 +11,7 @@ use stillpoint_core::error::{Error, Kind};
 use stillpoint_core::id::PointId;
 use stillpoint_core::platform::RetentionPolicy;
 use stillpoint_core::retention::{self, Candidate, Decision};
-use stillpoint_core::statefile::Statefile;
+use stillpoint_core::statefile::{Statefile, Verdict};
 use stillpoint_repo::SnapshotId;
 use stillpoint_repo::depot::Depot;
 
@@ -73,7 +73,9 @@ pub fn run(session: &Session, request: &ForgetRequest, now: Timestamp) -> Result
             })
             .collect::<Result<Vec<PointId>>>()?;
         let newest = listing.newest(&platform.platform, &platform.environment).or(points.first().copied());
-        by_name(&points, newest, &named)?
+        // A point of some stores only is all that these have, if it is newer.
+        let restorable = points.iter().find(|point| point.verdict == Verdict::Restorable).copied();
+        by_name(&points, &[newest, restorable], &named)?
     };
     let leaving: Vec<&Statefile> = decisions
         .iter()
@@ -124,8 +126,8 @@ fn foreign(point: &Statefile) -> Error {
     Error::new(Kind::Config, message).hint("nothing was forgotten; forget it with the configuration of its platform")
 }
 
-fn by_name(points: &[&Statefile], newest: Option<&Statefile>, named: &[PointId]) -> Result<Vec<Decision>> {
-    if let Some(newest) = newest.filter(|newest| named.contains(&newest.point)) {
+fn by_name(points: &[&Statefile], newest: &[Option<&Statefile>], named: &[PointId]) -> Result<Vec<Decision>> {
+    if let Some(newest) = newest.iter().flatten().find(|newest| named.contains(&newest.point)) {
         return Err(Error::new(Kind::Unproven, format!("`{}` is the newest restorable point", newest.point))
             .hint("make a newer one first: `stillpoint backup`"));
     }

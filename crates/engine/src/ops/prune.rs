@@ -1,5 +1,6 @@
 //! `prune`: frees what no point needs any more. Never decides which points are kept.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use jiff::{SignedDuration, Timestamp};
@@ -65,6 +66,8 @@ pub fn run(
     now: Timestamp,
     context: &Context,
 ) -> Result<PruneSummary> {
+    // Read first: what cannot be read must not spoil the report of what was deleted.
+    let spared = lease::runs_in_leases(session.bucket());
     let abandoned = abandoned(session, now)?;
     if !dry_run {
         give_up(session, &abandoned)?;
@@ -72,7 +75,10 @@ pub fn run(
     let abandoned = abandoned.into_iter().map(|snapshot| snapshot.id.to_string()).collect();
     let request = PruneRequest { dry_run, max_unused_percent };
     let mut report = session.repository().prune(&request, context)?;
-    let journals = old_journals(session, dry_run, now)?;
+    let journals = match spared {
+        Ok(spared) => old_journals(session, &spared, dry_run, now)?,
+        Err(error) => OldCopies { unreadable: vec![("*".to_owned(), error.to_string())], ..OldCopies::default() },
+    };
     report.kept_by_object_lock.extend(journals.locked);
     let unreadable = journals.unreadable.into_iter();
     Ok(PruneSummary {
@@ -90,11 +96,10 @@ pub fn run(
     })
 }
 
-/// Removes the journals of runs that ended long ago.
-fn old_journals(session: &Session, dry_run: bool, now: Timestamp) -> Result<OldCopies> {
-    let spared = lease::runs_in_leases(session.bucket())?;
+/// Removes the journals of runs that ended long ago, but for those that a lease names.
+fn old_journals(session: &Session, spared: &BTreeSet<RunId>, dry_run: bool, now: Timestamp) -> Result<OldCopies> {
     let before = SystemTime::from(now).checked_sub(JOURNALS_KEPT).unwrap_or(SystemTime::UNIX_EPOCH);
-    journal::forget_ended_copies(session.bucket().as_ref(), &authenticate(session), &spared, before, dry_run)
+    journal::forget_ended_copies(session.bucket().as_ref(), &authenticate(session), spared, before, dry_run)
 }
 
 /// Snapshots of ours that have no point and are old enough.

@@ -25,8 +25,10 @@ struct FirstName {
     /// Over the ids of the blobs.
     content: [u8; 32],
     path: Vec<Vec<u8>>,
-    /// Names that are still to come.
-    left: u64,
+    /// Names that were met, the first one included.
+    met: u64,
+    /// Names that there are, as far as any of them said: links may be added while a tree is read.
+    links: u64,
 }
 
 impl Links {
@@ -42,13 +44,13 @@ impl Links {
         let identity = (meta.device, meta.inode);
         let hash = hash(content);
         let Some(first) = self.files.get_mut(&identity) else {
-            let left = meta.links - 1;
-            self.files.insert(identity, FirstName { size, content: hash, path: path(), left });
+            self.files.insert(identity, FirstName { size, content: hash, path: path(), met: 1, links: meta.links });
             return None;
         };
         let is_same = first.size == size && first.content == hash;
-        first.left = first.left.saturating_sub(1);
-        if first.left > 0 {
+        first.met += 1;
+        first.links = first.links.max(meta.links);
+        if first.met < first.links {
             return is_same.then(|| first.path.clone());
         }
         let first = self.files.remove(&identity)?;
@@ -98,9 +100,18 @@ mod tests {
         assert_eq!(links.meet(&meta(7, 3), 9, &new, || path("b")), None, "it changed between the two");
         assert_eq!(links.meet(&meta(7, 3), 9, &old, || path("c")), Some(path("a")));
         assert!(links.files.is_empty());
-        // More names than were noted: links were added while the tree was read.
-        assert_eq!(links.meet(&meta(7, 3), 9, &old, || path("d")), None);
+        assert_eq!(links.meet(&meta(7, 3), 9, &old, || path("d")), None, "one more than anyone noted");
         assert_eq!(links.meet(&meta(7, 3), 8, &old, || path("e")), None, "another length is another file");
+    }
+
+    #[test]
+    fn a_name_that_was_added_while_the_tree_was_read_is_linked_too() {
+        let mut links = Links::default();
+        let content = [Id([1; 32])];
+        assert_eq!(links.meet(&meta(7, 2), 9, &content, || path("a")), None);
+        assert_eq!(links.meet(&meta(7, 3), 9, &content, || path("b")), Some(path("a")));
+        assert_eq!(links.meet(&meta(7, 3), 9, &content, || path("c")), Some(path("a")));
+        assert!(links.files.is_empty());
     }
 
     #[test]

@@ -20,13 +20,13 @@ use crate::unpacked::FileKind;
 use crate::{Id, Repository};
 
 /// Bytes of a pack read at once.
-const RUN_BYTES_MAX: u64 = 4 << 20;
+const RUN_BYTES_MAX: u64 = 2 << 20;
 /// Unneeded bytes read along rather than asking twice.
 const GAP_BYTES_MAX: u64 = 128 << 10;
 /// A depot that takes longer for its first byte counts as far away.
 const NEAR: Duration = Duration::from_millis(2);
 /// Ranges under way when the depot is far away.
-const FAR_WORKERS: usize = 12;
+const FAR_WORKERS: usize = 8;
 
 /// Something that needs one blob.
 pub(crate) trait Wanted: Sync {

@@ -269,12 +269,16 @@ impl World {
         }
     }
 
-    /// Whether there is a moment at which every store was in the state that its pin shows.
+    /// Whether there is a moment at which every store was in the state that its pin shows. A store that
+    /// cannot see its own writes, and is written to although its writers are said to be held back, is
+    /// left out: nobody could know.
     pub fn pins_show_one_moment(&self) -> bool {
+        let is_deceived = |name: &str| self.setting.blind.contains(name) && self.setting.leaky.contains(name);
+        let stores = || self.stores.iter().filter(|(name, _)| !is_deceived(name.as_str())).map(|(_, store)| store);
         let begin = |store: &SimStore| store.writes.iter().copied().filter(|t| *t <= store.pinned_turn).max();
         let end = |store: &SimStore| store.writes.iter().copied().filter(|t| *t > store.pinned_turn).min();
-        let latest_begin = self.stores.values().filter_map(begin).max().unwrap_or(0);
-        let first_end = self.stores.values().filter_map(end).min().unwrap_or(u64::MAX);
+        let latest_begin = stores().filter_map(begin).max().unwrap_or(0);
+        let first_end = stores().filter_map(end).min().unwrap_or(u64::MAX);
         latest_begin < first_end
     }
 

@@ -2,8 +2,9 @@
 //!
 //! Clones of S3 differ: some refuse conditions, some ignore them silently, which is worse. Only
 //! for the makers' own services their documentation is believed. What was found is written down in
-//! the bucket, because the trials cost some fifty requests: once for a service, not once a run.
+//! the bucket, because the races cost some fifty requests: once for a service, not once a run.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use object_store::path::Path;
@@ -23,29 +24,27 @@ const ROUNDS: usize = 3;
 /// How long all trials together may take.
 const TRIAL_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Where the result of the trials lies in the bucket; not listed.
+/// Where it is written down in the bucket; not listed.
 pub(super) const RECORD: &str = "capability.json";
 
-/// What the trials found, and where: a copy of the bucket elsewhere must be tried anew.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The addresses at which the bucket stood every trial of conditional writes. What failed one is not
+/// written down: it may have been bad luck, and the next run tries again.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
-    location: String,
-    conditional_create: bool,
-    conditional_update: bool,
+    conditional_writes: BTreeSet<String>,
 }
 
 impl Record {
-    /// What an earlier run wrote down about this very service, if it did.
-    fn load(depot: &ObjectDepot) -> Option<Self> {
-        let bytes = match depot.read(RECORD) {
-            Ok((bytes, _)) => bytes,
-            Err(error) if error.kind() == Kind::NotFound => return None,
+    /// What earlier runs wrote down. What cannot be read counts as nothing.
+    fn load(depot: &ObjectDepot) -> Self {
+        match depot.read(RECORD) {
+            Ok((bytes, _)) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            Err(error) if error.kind() == Kind::NotFound => Self::default(),
             Err(error) => {
                 tracing::warn!(%error, "what is known of the bucket cannot be read; it is tried again");
-                return None;
+                Self::default()
             }
-        };
-        serde_json::from_slice(&bytes).ok().filter(|record: &Self| record.location == depot.location())
+        }
     }
 
     /// Writes it down. If that fails, the next run tries the service again.
@@ -71,26 +70,28 @@ pub(super) fn capability(depot: &ObjectDepot) -> DepotCapability {
     if depot.client.well_known {
         return DepotCapability { conditional_create: true, conditional_update: true, ..settings };
     }
-    let record = Record::load(depot).or_else(|| {
-        let (conditional_create, conditional_update) = tried(depot)?;
-        let record = Record { location: depot.location(), conditional_create, conditional_update };
+    let mut record = Record::load(depot);
+    let is_known = record.conditional_writes.contains(&depot.location());
+    // The name of a service says little: behind the same one may be another by now, above all after
+    // a disaster. So even a known one shows once a process that it refuses, without the races.
+    let Some((conditional_create, conditional_update)) = tried(depot, if is_known { 0 } else { ROUNDS }) else {
+        return settings;
+    };
+    if conditional_create && conditional_update && !is_known {
+        record.conditional_writes.insert(depot.location());
         record.keep(depot);
-        Some(record)
-    });
-    record.map_or(settings, |record| DepotCapability {
-        conditional_create: record.conditional_create,
-        conditional_update: record.conditional_update,
-        ..settings
-    })
+    }
+    DepotCapability { conditional_create, conditional_update, ..settings }
 }
 
-/// Whether creations and updates are conditional, found by trying; `None` if that failed.
-fn tried(depot: &ObjectDepot) -> Option<(bool, bool)> {
+/// Whether creations and updates are conditional, found by trying with so many rounds of races;
+/// `None` if that failed.
+fn tried(depot: &ObjectDepot, rounds: usize) -> Option<(bool, bool)> {
     let client = depot.client.clone();
     let google = depot.address.service == Service::Google;
     let path = |_| super::super::probe::random_name().and_then(|name| depot.path(&name));
     // One name for writers one after the other, and one for each race.
-    let paths: Result<Vec<Path>> = (0..=ROUNDS).map(path).collect();
+    let paths: Result<Vec<Path>> = (0..=rounds).map(path).collect();
     let paths = match paths {
         Ok(paths) => paths,
         Err(error) => {
