@@ -24,7 +24,7 @@ use crate::unpacked::FileKind;
 use crate::{Id, Repository};
 
 /// Bytes of a pack read at once.
-const WINDOW_BYTES: u64 = 4 << 20;
+const WINDOW_BYTES: u64 = 2 << 20;
 /// Packs waiting for a worker.
 const JOBS_AHEAD: usize = 4;
 

@@ -23,10 +23,10 @@ use crate::{Id, Repository};
 const RUN_BYTES_MAX: u64 = 2 << 20;
 /// Unneeded bytes read along rather than asking twice.
 const GAP_BYTES_MAX: u64 = 128 << 10;
-/// A depot that takes longer for its first byte counts as far away.
+/// A depot that takes longer for its first byte counts as far away, even if it is none that waits.
 const NEAR: Duration = Duration::from_millis(2);
-/// Ranges under way when the depot is far away.
-const FAR_WORKERS: usize = 8;
+/// Ranges under way when threads mostly wait for the depot. Each needs up to 12 MB.
+const FAR_WORKERS: usize = 6;
 
 /// Something that needs one blob.
 pub(crate) trait Wanted: Sync {
@@ -107,9 +107,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As many threads as there are cores; more when the depot is far away and threads mostly wait.
+/// As many threads as there are cores; more when the depot is a service or far away, where threads
+/// mostly wait.
 pub(crate) fn workers(repository: &Repository, name: &str) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if repository.depot().waits() {
+        return Ok(cores.max(FAR_WORKERS));
+    }
     let begin = Instant::now();
     match repository.depot().read_range(name, 0, 1) {
         Err(error) if !matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => return Err(error),
