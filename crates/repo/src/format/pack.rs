@@ -72,8 +72,13 @@ pub fn parse_header(header: &[u8], blobs_bytes: u64) -> Result<Vec<PackEntry>> {
             return Err(corrupt().context("kind", kind_byte));
         }
         let length = u32::from_le_bytes(reader.take()?);
-        let uncompressed = if kind_byte & 2 == 2 { u32::from_le_bytes(reader.take()?) } else { 0 };
+        let is_compressed = kind_byte & 2 == 2;
+        let uncompressed = if is_compressed { u32::from_le_bytes(reader.take()?) } else { 0 };
         let id = Id(reader.take()?);
+        if is_compressed && uncompressed == 0 {
+            // Nobody stores a blob of no bytes, and 0 stands for not compressed here and in indexes.
+            return Err(corrupt().context("blob", id));
+        }
         let kind = if kind_byte & 1 == 1 { BlobKind::Tree } else { BlobKind::Data };
         let start = u32::try_from(offset).map_err(|_| corrupt())?;
         offset += u64::from(length);
@@ -119,6 +124,14 @@ pub(crate) mod tests {
             };
             blobs.into_iter().map(place).collect()
         })
+    }
+
+    #[test]
+    fn a_blob_that_is_compressed_from_nothing_is_damage() {
+        let case = include_bytes!("../../../../fuzz/seeds/pack_header/compressed-to-nothing.bin");
+        let (length, header) = case.split_first_chunk::<4>().unwrap();
+        let error = parse_header(header, u32::from_le_bytes(*length).into()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt);
     }
 
     proptest! {
