@@ -555,6 +555,10 @@ async fn a_prune_removes_journals_after_a_month_but_not_of_a_run_that_holds_the_
     };
     write(held.to_string().as_bytes());
     assert!(prune(31).journals.is_empty(), "the lease names the run");
+    // What another version or another's platform wrote there must not spoil the rest of the prune.
+    write(b"no lease at all");
+    let careful = prune(31);
+    assert!(careful.journals.is_empty() && !careful.journals_unreadable.is_empty(), "{careful:?}");
     write(&lease);
     let pruned = prune(31);
     assert_eq!((pruned.journals, pruned.journals_unreadable), (vec![first], Vec::new()));
