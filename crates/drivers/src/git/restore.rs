@@ -186,9 +186,13 @@ impl Building<'_> {
     /// Hooks come back asleep, because they are programs; git's own samples are asleep anyway.
     fn wake_hooks(&mut self) -> Result<()> {
         let asleep = self.git_dir.join("hooks.restored");
-        let Ok(entries) = fs::read_dir(&asleep) else { return Ok(()) };
+        let unreadable = || format!("cannot list {}", asleep.display());
+        let entries = match fs::read_dir(&asleep) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.or_io(unreadable)?.collect::<std::io::Result<Vec<_>>>().or_io(unreadable)?,
+        };
         let is_sample = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "sample");
-        let only_samples = entries.flatten().all(|entry| is_sample(&entry));
+        let only_samples = entries.iter().all(is_sample);
         if self.driver.settings.restore_hooks || only_samples {
             let awake = self.git_dir.join("hooks");
             return fs::rename(&asleep, &awake).or_io(|| format!("cannot move hooks to {}", awake.display()));

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::id::EnvironmentName;
@@ -23,8 +22,9 @@ use stillpoint_engine::ops::destination::Destination;
 use stillpoint_engine::ops::plan::{self, PlanRequest, Planned};
 use stillpoint_engine::progress::Silent;
 use stillpoint_engine::secrets::Secrets;
+use stillpoint_repo::depot::Depot;
+use stillpoint_repo::depot::layers::{Before, Call, Verb};
 use stillpoint_repo::depot::memory::MemoryDepot;
-use stillpoint_repo::depot::{Depot, DepotCapability, ObjectInfo, Version, WriteMode};
 use stillpoint_repo::{InitOptions, Repository, Unlock};
 
 use crate::helper::watchdog_program;
@@ -42,7 +42,6 @@ const READS_FREE: u64 = 2;
 /// write.
 #[derive(Debug)]
 struct Slow {
-    inner: Arc<dyn Depot>,
     armed: AtomicBool,
     /// Set by the line of the restore's journal that says so.
     writing: AtomicBool,
@@ -54,49 +53,18 @@ impl Slow {
     fn reads(&self) -> u64 {
         self.large_reads.load(Ordering::SeqCst)
     }
-}
 
-impl Depot for Slow {
-    fn read(&self, name: &str) -> Result<(Bytes, Option<Version>)> {
-        self.inner.read(name)
-    }
-
-    fn read_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes> {
-        if length >= LARGE_BYTES && self.writing.load(Ordering::SeqCst) {
+    fn before(&self, call: &Call<'_>) {
+        if call.verb == Verb::Write && call.name.starts_with("restores/") && call.name.ends_with("/0001.json") {
+            self.writing.store(true, Ordering::SeqCst);
+        }
+        if call.range_bytes >= LARGE_BYTES && self.writing.load(Ordering::SeqCst) {
             let begin = Instant::now();
             let number = self.large_reads.fetch_add(1, Ordering::SeqCst);
             while number >= READS_FREE && self.armed.load(Ordering::SeqCst) && begin.elapsed() < self.read_takes {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        self.inner.read_range(name, offset, length)
-    }
-
-    fn write(&self, name: &str, parts: &[&[u8]], mode: &WriteMode) -> Result<Option<Version>> {
-        if name.starts_with("restores/") && name.ends_with("/0001.json") {
-            self.writing.store(true, Ordering::SeqCst);
-        }
-        self.inner.write(name, parts, mode)
-    }
-
-    fn list(&self, prefix: &str, visit: &mut dyn FnMut(ObjectInfo) -> Result<bool>) -> Result<()> {
-        self.inner.list(prefix, visit)
-    }
-
-    fn stat(&self, name: &str) -> Result<Option<ObjectInfo>> {
-        self.inner.stat(name)
-    }
-
-    fn delete(&self, name: &str) -> Result<()> {
-        self.inner.delete(name)
-    }
-
-    fn capability(&self) -> DepotCapability {
-        self.inner.capability()
-    }
-
-    fn location(&self) -> String {
-        self.inner.location()
     }
 }
 
@@ -118,13 +86,16 @@ impl Bed {
             std::fs::write(home.join(format!("source/below/file-{number}")), noise).expect("writable");
         }
         let depot = Arc::new(Slow {
-            inner: Arc::new(MemoryDepot::default()),
             armed: AtomicBool::new(false),
             writing: AtomicBool::new(false),
             read_takes,
             large_reads: AtomicU64::new(0),
         });
-        let bucket: Arc<dyn Depot> = Arc::<Slow>::clone(&depot);
+        let slow = Arc::clone(&depot);
+        let bucket: Arc<dyn Depot> = Arc::new(Before::new(Arc::new(MemoryDepot::default()), move |call| {
+            slow.before(call);
+            Ok(())
+        }));
         let unlock = Unlock::Password("right horse".to_owned());
         let repository =
             Repository::init(repository_depot(&bucket), &unlock, &InitOptions::default()).expect("a repository");

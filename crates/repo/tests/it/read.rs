@@ -4,16 +4,15 @@ use std::io::Read;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use stillpoint_core::driver::Context;
-use stillpoint_core::error::{Kind, Result};
+use stillpoint_core::error::Kind;
 use stillpoint_core::id::StoreName;
 use stillpoint_core::tree::{
     Existing, ExtractOptions, FileTime, Metadata, Node, NodeKind, Sink, Tree, TreePath, bytes,
 };
-use stillpoint_repo::depot::layers::{Chaos, ChaosPolicy, Trace, Verb};
+use stillpoint_repo::depot::Depot;
+use stillpoint_repo::depot::layers::{Before, Chaos, ChaosPolicy, Trace, Verb};
 use stillpoint_repo::depot::memory::MemoryDepot;
-use stillpoint_repo::depot::{Depot, DepotCapability, ObjectInfo, Version, WriteMode};
 use stillpoint_repo::{
     BackupOptions, CheckRequest, Data, InitOptions, KeyFile, Repository, SnapshotId, SnapshotMeta, Unlock,
 };
@@ -118,59 +117,27 @@ fn a_distant_depot_is_read_rightly() {
     assert_same_below(&sample.scratch.path().join("source"), &target);
 }
 
-/// A depot in which the first reader of a large range waits for a second one.
-#[derive(Debug)]
-struct Meeting {
-    inner: Arc<MemoryDepot>,
-    readers: Mutex<usize>,
-    met: Condvar,
-}
-
-impl Depot for Meeting {
-    fn read(&self, name: &str) -> Result<(Bytes, Option<Version>)> {
-        self.inner.read(name)
-    }
-    fn read_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes> {
-        if length == 1 {
-            // The question how far away the depot is; a distant one gets several readers on any machine.
-            std::thread::sleep(Duration::from_millis(5));
-        } else if length > 1 << 20 {
-            let mut readers = self.readers.lock().unwrap();
-            *readers += 1;
-            self.met.notify_all();
-            let (_readers, waited) =
-                self.met.wait_timeout_while(readers, Duration::from_secs(30), |readers| *readers < 2).unwrap();
-            assert!(!waited.timed_out(), "nobody else read while this one did");
-        }
-        self.inner.read_range(name, offset, length)
-    }
-    fn write(&self, name: &str, parts: &[&[u8]], mode: &WriteMode) -> Result<Option<Version>> {
-        self.inner.write(name, parts, mode)
-    }
-    fn list(&self, prefix: &str, visit: &mut dyn FnMut(ObjectInfo) -> Result<bool>) -> Result<()> {
-        self.inner.list(prefix, visit)
-    }
-    fn stat(&self, name: &str) -> Result<Option<ObjectInfo>> {
-        self.inner.stat(name)
-    }
-    fn delete(&self, name: &str) -> Result<()> {
-        self.inner.delete(name)
-    }
-    fn capability(&self) -> DepotCapability {
-        self.inner.capability()
-    }
-    fn location(&self) -> String {
-        self.inner.location()
-    }
-}
-
 #[test]
 fn a_restore_reads_several_ranges_at_once() {
     let sample = Sample::make();
-    let tree =
-        sample.tree(Arc::new(Meeting { inner: sample.depot.clone(), readers: Mutex::new(0), met: Condvar::new() }));
+    let (readers, met) = (Mutex::new(0), Condvar::new());
+    // The first reader of a large range waits for a second one.
+    let meeting = Before::new(sample.depot.clone(), move |call| {
+        if call.range_bytes == 1 {
+            // The question how far away the depot is; a distant one gets several readers on any machine.
+            std::thread::sleep(Duration::from_millis(5));
+        } else if call.range_bytes > 1 << 20 {
+            let mut readers = readers.lock().unwrap();
+            *readers += 1;
+            met.notify_all();
+            let (_readers, waited) =
+                met.wait_timeout_while(readers, Duration::from_secs(30), |readers| *readers < 2).unwrap();
+            assert!(!waited.timed_out(), "nobody else read while this one did");
+        }
+        Ok(())
+    });
     let target = sample.scratch.path().join("target");
-    tree.extract(&TreePath::root(), &target, &options(), &Context::default()).unwrap();
+    sample.tree(Arc::new(meeting)).extract(&TreePath::root(), &target, &options(), &Context::default()).unwrap();
     assert_same_below(&sample.scratch.path().join("source"), &target);
 }
 
