@@ -7,6 +7,7 @@ pub mod memory;
 pub mod objects;
 mod phases;
 pub mod place;
+pub mod postgres;
 pub mod sqlite;
 #[cfg(test)]
 mod trial;
