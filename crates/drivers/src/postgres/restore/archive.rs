@@ -27,12 +27,38 @@ pub(in super::super) struct Entry {
 
 /// Kinds of more than one word; the longest that fits is meant.
 const LONG_KINDS: &[&str] = &[
-    "ACCESS METHOD", "CHECK CONSTRAINT", "DATABASE PROPERTIES", "DEFAULT ACL", "EVENT TRIGGER", "FK CONSTRAINT",
-    "FOREIGN DATA WRAPPER", "FOREIGN TABLE", "INDEX ATTACH", "MATERIALIZED VIEW DATA", "MATERIALIZED VIEW",
-    "OPERATOR CLASS", "OPERATOR FAMILY", "PROCEDURAL LANGUAGE", "PUBLICATION TABLES IN SCHEMA", "PUBLICATION TABLE",
-    "ROW SECURITY", "SECURITY LABEL", "SEQUENCE OWNED BY", "SEQUENCE SET", "SHELL TYPE", "STATISTICS DATA",
-    "SUBSCRIPTION TABLE", "TABLE ATTACH", "TABLE DATA", "TEXT SEARCH CONFIGURATION", "TEXT SEARCH DICTIONARY",
-    "TEXT SEARCH PARSER", "TEXT SEARCH TEMPLATE", "USER MAPPING", "LARGE OBJECT", "BLOB METADATA",
+    "ACCESS METHOD",
+    "CHECK CONSTRAINT",
+    "DATABASE PROPERTIES",
+    "DEFAULT ACL",
+    "EVENT TRIGGER",
+    "FK CONSTRAINT",
+    "FOREIGN DATA WRAPPER",
+    "FOREIGN TABLE",
+    "INDEX ATTACH",
+    "MATERIALIZED VIEW DATA",
+    "MATERIALIZED VIEW",
+    "OPERATOR CLASS",
+    "OPERATOR FAMILY",
+    "PROCEDURAL LANGUAGE",
+    "PUBLICATION TABLES IN SCHEMA",
+    "PUBLICATION TABLE",
+    "ROW SECURITY",
+    "SECURITY LABEL",
+    "SEQUENCE OWNED BY",
+    "SEQUENCE SET",
+    "SHELL TYPE",
+    "STATISTICS DATA",
+    "SUBSCRIPTION TABLE",
+    "TABLE ATTACH",
+    "TABLE DATA",
+    "TEXT SEARCH CONFIGURATION",
+    "TEXT SEARCH DICTIONARY",
+    "TEXT SEARCH PARSER",
+    "TEXT SEARCH TEMPLATE",
+    "USER MAPPING",
+    "LARGE OBJECT",
+    "BLOB METADATA",
 ];
 
 impl Entry {
@@ -197,9 +223,18 @@ fn judge(output: &std::process::Output) -> Result<Vec<Loss>> {
 
 /// Whether the server refused because of missing rights; the tool passes no SQLSTATE on.
 fn is_refusal(message: &str) -> bool {
-    ["permission denied", "must be owner", "must be superuser", "must be member", "Must be superuser", "Non-superusers", "Only roles with", "must be able to SET ROLE"]
-        .iter()
-        .any(|known| message.contains(known))
+    [
+        "permission denied",
+        "must be owner",
+        "must be superuser",
+        "must be member",
+        "Must be superuser",
+        "Non-superusers",
+        "Only roles with",
+        "must be able to SET ROLE",
+    ]
+    .iter()
+    .any(|known| message.contains(known))
 }
 
 fn error_of(message: &str, entry: &str) -> Error {
@@ -215,7 +250,8 @@ fn error_of(message: &str, entry: &str) -> Error {
         ("not support", Kind::Unsupported),
     ];
     let kind = known.iter().find(|(text, _)| message.contains(text)).map_or(Kind::Io, |(_, kind)| *kind);
-    let mut error = Error::new(kind, "pg_restore could not make a definition").context("of", entry).context("because", message);
+    let mut error =
+        Error::new(kind, "pg_restore could not make a definition").context("of", entry).context("because", message);
     if kind == Kind::Unreachable {
         error = error.temporary();
     }
@@ -226,11 +262,14 @@ fn error_of(message: &str, entry: &str) -> Error {
 /// needs what is not among them.
 pub(super) fn closure(entries: &[Entry], is_root: impl Fn(&Entry) -> bool) -> BTreeSet<u32> {
     /// Kinds that stand on their own: needed, but made for more than one table.
-    const FOREIGN: &[&str] = &["SCHEMA", "EXTENSION", "TYPE", "DOMAIN", "FUNCTION", "COLLATION", "SERVER", "PUBLICATION"];
+    const FOREIGN: &[&str] =
+        &["SCHEMA", "EXTENSION", "TYPE", "DOMAIN", "FUNCTION", "COLLATION", "SERVER", "PUBLICATION"];
     let by_id: BTreeMap<u32, &Entry> = entries.iter().map(|entry| (entry.id, entry)).collect();
     let mut wanted: BTreeSet<u32> = entries.iter().filter(|entry| is_root(entry)).map(|entry| entry.id).collect();
     let is_table = |id: &u32| {
-        by_id.get(id).is_some_and(|entry| matches!(entry.kind(), "TABLE" | "FOREIGN TABLE" | "VIEW" | "MATERIALIZED VIEW"))
+        by_id
+            .get(id)
+            .is_some_and(|entry| matches!(entry.kind(), "TABLE" | "FOREIGN TABLE" | "VIEW" | "MATERIALIZED VIEW"))
     };
     loop {
         let mut more: BTreeSet<u32> = BTreeSet::new();
@@ -273,7 +312,17 @@ mod tests {
         let kinds: Vec<_> = entries.iter().map(Entry::kind).collect();
         assert_eq!(
             kinds,
-            ["SCHEMA", "TABLE", "SEQUENCE", "SEQUENCE OWNED BY", "TABLE", "FK CONSTRAINT", "INDEX", "EVENT TRIGGER", "COMMENT"]
+            [
+                "SCHEMA",
+                "TABLE",
+                "SEQUENCE",
+                "SEQUENCE OWNED BY",
+                "TABLE",
+                "FK CONSTRAINT",
+                "INDEX",
+                "EVENT TRIGGER",
+                "COMMENT"
+            ]
         );
         assert_eq!((entries[5].name(), entries[5].needs.as_slice()), ("app people people_team ef", &[215, 300][..]));
         assert!(entries[7].is_event_trigger() && entries[8].is_event_trigger() && !entries[6].is_event_trigger());
@@ -300,7 +349,8 @@ mod tests {
                        pg_restore: warning: errors ignored on restore: 1\n";
         let losses = judge(&output(refused)).unwrap();
         assert_eq!(losses[0].what, "COMMENT EXTENSION plpgsql ");
-        let failed = format!("{refused}pg_restore: error: could not execute query: ERROR:  role \"x\" does not exist\n");
+        let failed =
+            format!("{refused}pg_restore: error: could not execute query: ERROR:  role \"x\" does not exist\n");
         assert_eq!(judge(&output(&failed)).unwrap_err().kind(), Kind::NotFound);
         assert_eq!(judge(&output("")).unwrap_err().kind(), Kind::Io);
     }

@@ -128,7 +128,11 @@ fn existing(session: &mut Session) -> Result<BTreeMap<String, BTreeSet<String>>>
     let columns: Vec<&str> = ATTRIBUTES.iter().map(|(_, column)| *column).collect();
     let rows = session.query(&format!("SELECT rolname, {} FROM pg_catalog.pg_roles", columns.join(", ")))?;
     let attributes = |row: &super::super::wire::Row| {
-        ATTRIBUTES.iter().enumerate().map(|(at, (name, _))| if row.truth(at + 1) { (*name).to_owned() } else { format!("NO{name}") }).collect()
+        ATTRIBUTES
+            .iter()
+            .enumerate()
+            .map(|(at, (name, _))| if row.truth(at + 1) { (*name).to_owned() } else { format!("NO{name}") })
+            .collect()
     };
     rows.iter().map(|row| Ok((row.string(0)?, attributes(row)))).collect()
 }
@@ -285,7 +289,12 @@ mod tests {
     fn differences_of_roles_that_exist_are_named() {
         let here = ["NOSUPERUSER", "INHERIT", "LOGIN"].map(str::to_owned).into();
         let mut globals = Globals::default();
-        compare("x", &words("ALTER ROLE x WITH SUPERUSER INHERIT LOGIN PASSWORD 'SUPERUSER'"), Some(&here), &mut globals);
+        compare(
+            "x",
+            &words("ALTER ROLE x WITH SUPERUSER INHERIT LOGIN PASSWORD 'SUPERUSER'"),
+            Some(&here),
+            &mut globals,
+        );
         assert_eq!(globals.losses.len(), 1);
         assert!(globals.losses[0].why.ends_with("it is SUPERUSER"), "{:?}", globals.losses);
     }
