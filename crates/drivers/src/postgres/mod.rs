@@ -4,10 +4,12 @@
 
 mod config;
 mod layout;
+mod restore;
 mod session;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tools;
 mod wire;
 
 pub use config::{Roles, Settings, Tls};

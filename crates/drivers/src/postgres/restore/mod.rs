@@ -1,0 +1,4 @@
+//! The way back.
+mod archive;
+mod roles;
+mod statements;
