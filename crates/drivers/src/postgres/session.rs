@@ -189,6 +189,11 @@ impl Session {
         self.transaction != b'I'
     }
 
+    /// Whether a transaction is open in which nothing failed.
+    pub(super) fn is_in_good_transaction(&self) -> bool {
+        self.transaction == b'T'
+    }
+
     /// Whether it can take another query.
     pub(super) fn is_usable(&self) -> bool {
         self.usable
