@@ -99,7 +99,7 @@ pub(super) fn prepare(driver: &Postgres, context: &Context) -> Result<Hold> {
     release_sessions(driver);
     let (mut observer, facts) = driver.look(context)?;
     let databases = driver.databases(&mut observer)?;
-    super::tools::Tools::find(&driver.settings, facts.major())?;
+    super::tools::Tools::find(&driver.settings, &driver.endpoint, &driver.scratch, super::tools::Wanted::Newest(facts.major()))?;
     let warm = driver.settings.connections / databases.len();
     let held = at_once(&databases, |database| hold(driver, &facts, &database.name, warm, context))?;
     let bytes: u64 = held.iter().map(|held| held.bytes_estimate).sum();

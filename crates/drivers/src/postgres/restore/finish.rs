@@ -5,6 +5,7 @@ use stillpoint_core::driver::Loss;
 use stillpoint_core::error::{Error, Kind, Result};
 
 use super::super::layout::{self, Table, TableKind};
+use super::super::session::Session;
 use super::super::wire::{identifier, literal, qualified};
 use super::load::{BEGIN, sqlstate};
 use super::source::{self, StoredDatabase};
@@ -16,17 +17,12 @@ const STATISTICS_PER_CALL: usize = 100;
 
 /// Fills the materialized views that were filled at the source. A view may read others, through views
 /// and functions that no catalog tells of: one that meets an empty one is tried again after the rest.
-pub(super) fn materialized_views(way: &Way<'_>, database: &str, stored: &StoredDatabase) -> Result<()> {
-    let mut waiting: Vec<&Table> = stored
-        .tables
+pub(super) fn materialized_views(way: &Way<'_>, session: &mut Session, tables: &[&Table]) -> Result<()> {
+    let mut waiting: Vec<&Table> = tables
         .iter()
+        .copied()
         .filter(|table| table.kind == TableKind::MaterializedView && table.populated)
         .collect();
-    if waiting.is_empty() {
-        return Ok(());
-    }
-    let mut session = way.connect(database)?;
-    session.execute(BEGIN)?;
     // By age: what was made first is most often what the others read.
     waiting.sort_by_key(|table| table.oid);
     while !waiting.is_empty() {
@@ -34,10 +30,20 @@ pub(super) fn materialized_views(way: &Way<'_>, database: &str, stored: &StoredD
         let mut left = Vec::new();
         for view in waiting {
             way.context.check()?;
-            match session.execute(&format!("REFRESH MATERIALIZED VIEW {}", qualified(&view.schema, &view.name))) {
+            let refresh = format!("REFRESH MATERIALIZED VIEW {}", qualified(&view.schema, &view.name));
+            // Within a transaction a failure would take everything back.
+            let guarded = session.in_transaction();
+            if guarded {
+                session.execute("SAVEPOINT view")?;
+            }
+            match session.execute(&refresh) {
+                Ok(()) if guarded => session.execute("RELEASE SAVEPOINT view")?,
                 Ok(()) => {}
                 // "has not been populated".
                 Err(error) if sqlstate(&error) == Some("55000") => {
+                    if guarded {
+                        session.execute("ROLLBACK TO SAVEPOINT view")?;
+                    }
                     last = Some(error.context("view", format!("{}.{}", view.schema, view.name)));
                     left.push(view);
                 }
@@ -49,7 +55,6 @@ pub(super) fn materialized_views(way: &Way<'_>, database: &str, stored: &StoredD
         }
         waiting = left;
     }
-    session.close();
     Ok(())
 }
 

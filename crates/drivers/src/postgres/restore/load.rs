@@ -253,15 +253,41 @@ fn about_object(object: &LargeObject, with_owner: bool) -> String {
     text
 }
 
-/// Sets the sequences to where they stood. `wanted` picks statements by their text.
-pub(super) fn sequences(way: &Way<'_>, database: &str, stored: &StoredDatabase, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
-    let Some(script) = source::script(way.source, &stored.file(super::super::layout::SEQUENCES)?)? else {
-        return Ok(());
-    };
-    let all = super::statements::statements(&script);
-    let chosen: Vec<&str> = all.into_iter().filter(|statement| statement.starts_with("SELECT ") && wanted(statement)).collect();
+/// Fills one table within the session's transaction.
+pub(super) fn in_transaction(way: &Way<'_>, session: &mut Session, stored: &StoredDatabase, load: &Load<'_>) -> Result<()> {
+    (0..load.table.files).try_for_each(|file| {
+        session.execute("SAVEPOINT file")?;
+        let path = [stored.rows(load.table, file)?];
+        let mut into = load.into.clone();
+        let statement = copy_statement(load, (&into.0, &into.1), false, &stored.about.encoding);
+        let rows = match copy(way, session, &statement, &path) {
+            Err(error) if is_misplaced(&error) => {
+                session.execute("ROLLBACK TO SAVEPOINT file")?;
+                into = root(session, &into.0, &into.1)?.ok_or(error)?;
+                let statement = copy_statement(load, (&into.0, &into.1), false, &stored.about.encoding);
+                copy(way, session, &statement, &path)
+            }
+            other => other,
+        };
+        let expected = usize::try_from(file).ok().and_then(|file| load.total.file(file)).map(|tally| tally.rows);
+        let rows = rows.map_err(|error| of(load, error))?;
+        expect(load, rows, expected.unwrap_or(rows))?;
+        session.execute("RELEASE SAVEPOINT file")
+    })
+}
+
+/// The statements that set the sequences to where they stood; nothing else of the script is run.
+pub(super) fn sequence_statements(way: &Way<'_>, stored: &StoredDatabase) -> Result<Vec<String>> {
+    let script = source::script(way.source, &stored.file(super::super::layout::SEQUENCES)?)?.unwrap_or_default();
+    let all = super::statements::statements(&script).into_iter();
+    Ok(all.filter(|text| text.starts_with("SELECT pg_catalog.setval(")).map(str::to_owned).collect())
+}
+
+/// Sets the sequences to where they stood.
+pub(super) fn sequences(way: &Way<'_>, database: &str, stored: &StoredDatabase) -> Result<()> {
     let mut session = way.connect(database)?;
-    for part in chosen.chunks(200) {
+    session.execute(BEGIN)?;
+    for part in sequence_statements(way, stored)?.chunks(200) {
         session.execute(&part.join(";\n"))?;
     }
     session.close();
