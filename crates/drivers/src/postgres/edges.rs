@@ -1,7 +1,8 @@
-//! Queries of references: what rows refer to, on the pinned view or on the live database.
+//! The operator's own SQL: queries of references, on the pinned view or on the live database, and the
+//! statements of pause steps.
 //!
-//! Answers come through COPY, so that memory does not grow with them. Queries are the operator's own
-//! text, run read-only and with his search path.
+//! Answers come through COPY, so that memory does not grow with them. Queries run
+//! read-only, and everything runs with the role's own search path.
 
 use stillpoint_core::driver::{Context, Edge, EdgeQuery, Pin};
 use stillpoint_core::error::{Error, Kind, Result};
@@ -59,6 +60,13 @@ fn open(driver: &Postgres, context: &Context, pin: Option<&Pin>) -> Result<Sessi
     })?;
     session.execute(&format!("RESET search_path; {BEGIN}; SET TRANSACTION SNAPSHOT {}", literal(&shown.exported)))?;
     Ok(session)
+}
+
+/// Runs one statement of the operator's, for pause steps, in the database of queries.
+pub(super) fn execute(driver: &Postgres, statement: &str) -> Result<()> {
+    let mut session = driver.connect(driver.settings.query_database(), &Context::default())?;
+    session.execute("RESET search_path; RESET row_security; RESET TimeZone; RESET DateStyle")?;
+    session.execute(statement)
 }
 
 /// The query without the semicolon at its end; more than one statement is refused by the server.

@@ -31,6 +31,7 @@ mod probe;
 mod restore;
 mod session;
 mod stamp;
+mod swap;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -72,12 +73,12 @@ static PHASES: Phases<Postgres> = Phases {
     edges: edges::edges,
     release: cut::release,
     identity: Postgres::identity,
-    restore: |_, _, _, _| Err(Error::new(Kind::Unsupported, "not built yet")),
+    restore: restore::restore,
     verify: |_, _, _| Err(Error::new(Kind::Unsupported, "not built yet")),
     stamp: stamp::stamp,
     read_stamp: stamp::read_stamp,
     occupied: stamp::occupied,
-    execute: Some(stamp::execute),
+    execute: Some(edges::execute),
 };
 
 /// One server.

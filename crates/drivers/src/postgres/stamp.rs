@@ -1,120 +1,140 @@
-//! The environment stamp, what a target holds already, and statements of pause steps.
+//! The environment's stamp, and the moment in which a restored database opens.
 //!
-//! The stamp is one row of `stillpoint.stamp` in each of the store's databases; that schema is part of
-//! no point and of no comparison.
+//! The stamp is one row of `stillpoint.stamp` in every database of the store. Beside it, a restored
+//! database keeps in `stillpoint.opening` what lets its users in: planting the stamp carries that out, so
+//! that nobody works in a copy that does not say it is one. Neither table is part of a point, nor a
+//! difference.
 
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::position::Stamp;
 
-use super::client::list_databases;
+use super::restore::database::content;
 use super::session::Session;
-use super::wire::{identifier, literal};
+use super::wire::{literal, qualified};
 use super::{Postgres, STAMP_SCHEMA};
 
-/// Plants the stamp in every database of the store.
+/// The stamp's table.
+const STAMP: &str = "stamp";
+/// What is left to do when the stamp is planted.
+const OPENING: &str = "opening";
+
+/// Plants the stamp in every database of the store, and opens those that a restore left closed.
 pub(super) fn stamp(driver: &Postgres, stamp: &Stamp) -> Result<()> {
-    let text = serde_json::to_string(stamp).map_err(|e| Error::internal("a stamp does not serialize").source(e))?;
-    let (mut session, _) = look(driver)?;
     let context = Context::default();
-    for database in driver.databases(&mut session)? {
-        let mut session = driver.connect(&database.name, &context)?;
-        let schema = identifier(STAMP_SCHEMA);
+    let text = serde_json::to_string(stamp).map_err(|error| Error::internal("a stamp does not serialize").source(error))?;
+    let names = databases(driver, &context)?;
+    if names.is_empty() {
+        return Err(Error::new(Kind::NotFound, "there is no database to plant the stamp in"));
+    }
+    // All are stamped before the first one opens.
+    for name in &names {
+        let mut session = driver.connect(name, &context)?;
+        let table = qualified(STAMP_SCHEMA, STAMP);
         session.execute(&format!(
-            "BEGIN; CREATE SCHEMA IF NOT EXISTS {schema}; \
-             CREATE TABLE IF NOT EXISTS {schema}.stamp (stamp text NOT NULL); \
-             DELETE FROM {schema}.stamp; INSERT INTO {schema}.stamp VALUES ({}); COMMIT",
+            "BEGIN; CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; CREATE TABLE IF NOT EXISTS {table} (stamp pg_catalog.text); \
+             DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT",
             literal(&text)
         ))?;
+        session.close();
     }
-    Ok(())
+    names.iter().try_for_each(|name| open(&mut driver.connect(name, &context)?))
+}
+
+/// Carries out what a restore left for this moment.
+fn open(session: &mut Session) -> Result<()> {
+    if !has_table(session, OPENING)? {
+        return Ok(());
+    }
+    let table = qualified(STAMP_SCHEMA, OPENING);
+    let rows = session.query(&format!("SELECT statement FROM {table} ORDER BY position"))?;
+    let statements: Vec<String> = rows.iter().map(|row| row.string(0)).collect::<Result<_>>()?;
+    // One transaction: it is open and nothing is left to do, or it is closed.
+    session.execute(&format!("BEGIN; {}; DROP TABLE {table}; COMMIT", statements.join("; ")))
+}
+
+/// Notes what [`stamp`] is to do in the database of `session`.
+pub(super) fn plan_opening(session: &mut Session, statements: &[String]) -> Result<()> {
+    let rows: Vec<String> =
+        statements.iter().enumerate().map(|(at, statement)| format!("({at}, {})", literal(statement))).collect();
+    let table = qualified(STAMP_SCHEMA, OPENING);
+    session.execute(&format!(
+        "CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; DROP TABLE IF EXISTS {table}; \
+         CREATE TABLE {table} (position pg_catalog.int4, statement pg_catalog.text); INSERT INTO {table} VALUES {}",
+        rows.join(", ")
+    ))
 }
 
 /// Reads the stamp of the first database that has one.
 pub(super) fn read_stamp(driver: &Postgres) -> Result<Option<Stamp>> {
     let context = Context::default();
-    for name in present(driver)? {
+    for name in databases(driver, &context)? {
         let mut session = driver.connect(&name, &context)?;
-        let sql = format!("SELECT to_regclass({})", literal(&format!("{}.stamp", identifier(STAMP_SCHEMA))));
-        if session.query_one(&sql)?.bytes(0).is_none() {
+        if !has_table(&mut session, STAMP)? {
             continue;
         }
-        let rows = session.query(&format!("SELECT stamp FROM {}.stamp", identifier(STAMP_SCHEMA)))?;
+        let rows = session.query(&format!("SELECT stamp FROM {}", qualified(STAMP_SCHEMA, STAMP)))?;
         if let Some(row) = rows.first() {
-            let stamp = serde_json::from_str(row.text(0)?)
-                .map_err(|error| Error::new(Kind::Corrupt, "the stamp is not readable").source(error))?;
-            return Ok(Some(stamp));
+            return serde_json::from_str(row.text(0)?)
+                .map(Some)
+                .map_err(|error| Error::new(Kind::Corrupt, format!("the stamp in `{name}` is not readable")).source(error));
         }
     }
     Ok(None)
 }
 
-/// What the store's databases hold already.
+/// What the store's databases hold here, for people.
 pub(super) fn occupied(driver: &Postgres) -> Result<Option<String>> {
     let context = Context::default();
-    for name in present(driver)? {
+    for name in databases(driver, &context)? {
         let mut session = driver.connect(&name, &context)?;
-        if let Some(what) = content(&mut session)? {
-            return Ok(Some(format!("database `{name}`: {what}")));
+        if let Some(seen) = content(&mut session)? {
+            return Ok(Some(format!("database {name}: {seen}")));
         }
     }
     Ok(None)
 }
 
-/// What a database holds that is not the system's, an extension's or ours; the first thing found.
-pub(super) fn content(session: &mut Session) -> Result<Option<String>> {
-    // Objects of extensions do not count, and 16384 is the first identifier that is not the system's.
-    let own = |class: &str, oid: &str| {
-        format!(
-            "NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = '{class}'::regclass AND d.objid = {oid} \
-             AND d.deptype IN ('e', 'i'))"
-        )
-    };
-    let schema = literal(STAMP_SCHEMA);
-    let relations = own("pg_class", "c.oid");
-    let routines = own("pg_proc", "p.oid");
-    let types = own("pg_type", "t.oid");
+/// The databases of the store that are there and open. What restores give another name counts under that
+/// name; the name it had at its source does not, for the source may be on the same server.
+fn databases(driver: &Postgres, context: &Context) -> Result<Vec<String>> {
+    let settings = &driver.settings;
+    let mut session = admin(driver, context, &[])?;
+    let rows = session.query(
+        "SELECT datname FROM pg_catalog.pg_database WHERE NOT datistemplate AND datallowconn ORDER BY datname",
+    )?;
+    let names: Vec<String> = rows.iter().map(|row| row.string(0)).collect::<Result<_>>()?;
+    let is_renamed = |name: &String| settings.rename.values().any(|to| to == name);
+    Ok(names
+        .into_iter()
+        .filter(|name| is_renamed(name) || (settings.has_database(name) && !settings.rename.contains_key(name)))
+        .filter(|name| !name.contains("__stillpoint_") && !name.contains("__before_"))
+        .collect())
+}
+
+/// A session on a database that is none of `avoided`: those are about to be renamed or removed.
+pub(super) fn admin(driver: &Postgres, context: &Context, avoided: &[&str]) -> Result<Session> {
+    let first = driver.settings.database.as_deref().unwrap_or("postgres");
+    let mut last = None;
+    for name in [first, "postgres", "template1"] {
+        if avoided.contains(&name) {
+            continue;
+        }
+        match driver.connect(name, context) {
+            Ok(session) => return Ok(session),
+            Err(error) if error.kind() == Kind::NotFound => last = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::new(Kind::NotFound, "there is no database to connect to")).hint(
+        "name one that is not restored itself: stores.<name>.database",
+    ))
+}
+
+fn has_table(session: &mut Session, name: &str) -> Result<bool> {
     let row = session.query_one(&format!(
-        "SELECT (SELECT 'table or view ' || n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n \
-         ON n.oid = c.relnamespace WHERE c.oid >= 16384 AND n.nspname <> {schema} AND c.relkind IN ('r', 'p', 'v', 'm', \
-         'f', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND {relations} LIMIT 1), \
-         (SELECT 'function ' || n.nspname || '.' || p.proname FROM pg_proc p JOIN pg_namespace n \
-         ON n.oid = p.pronamespace WHERE p.oid >= 16384 AND n.nspname !~ '^pg_' AND {routines} LIMIT 1), \
-         (SELECT 'type ' || n.nspname || '.' || t.typname FROM pg_type t JOIN pg_namespace n \
-         ON n.oid = t.typnamespace WHERE t.oid >= 16384 AND n.nspname <> {schema} AND n.nspname !~ '^pg_' \
-         AND {types} LIMIT 1), \
-         (SELECT 'large object ' || oid FROM pg_largeobject_metadata LIMIT 1)"
+        "SELECT pg_catalog.to_regclass({}) IS NOT NULL",
+        literal(&qualified(STAMP_SCHEMA, name))
     ))?;
-    for column in 0..4 {
-        if let Some(found) = row.optional(column)? {
-            return Ok(Some(found.to_owned()));
-        }
-    }
-    Ok(None)
-}
-
-/// Runs one statement of the operator's, in the database of queries, with his search path.
-pub(super) fn execute(driver: &Postgres, statement: &str) -> Result<()> {
-    let mut session = driver.connect(driver.settings.query_database(), &Context::default())?;
-    session.execute("RESET search_path; RESET row_security; RESET TimeZone; RESET DateStyle")?;
-    session.execute(statement)
-}
-
-/// The store's databases that are there.
-fn present(driver: &Postgres) -> Result<Vec<String>> {
-    let (mut session, _) = look(driver)?;
-    let all = list_databases(&mut session)?;
-    let chosen = all.into_iter().filter(|database| database.open && driver.settings.has_database(&database.name));
-    Ok(chosen.map(|database| database.name).collect())
-}
-
-/// A session on the first database; on `postgres` where that one is yet to be made.
-fn look(driver: &Postgres) -> Result<(Session, ())> {
-    let context = Context::default();
-    match driver.connect(driver.settings.first_database(), &context) {
-        Err(error) if error.kind() == Kind::NotFound && driver.settings.database.is_none() => {
-            Ok((driver.connect("postgres", &context)?, ()))
-        }
-        other => Ok((other?, ())),
-    }
+    Ok(row.truth(0))
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use stillpoint_core::driver::{Context, Loss};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
@@ -19,6 +20,8 @@ pub(in super::super) struct Entry {
     pub(in super::super) id: u32,
     /// Its line, as `pg_restore -L` wants it back.
     line: String,
+    /// Class and number of the object at the source.
+    object: (u32, u32),
     /// Kind, schema, name and owner, separated by blanks; the archive's numbers are not in it.
     pub(in super::super) text: String,
     /// The numbers of what it needs.
@@ -76,6 +79,13 @@ impl Entry {
         self.text[self.kind().len()..].trim_start()
     }
 
+    /// For tables, views and the like: its number at the source.
+    pub(super) fn relation(&self) -> Option<u32> {
+        const CLASS: u32 = 1259;
+        let is_relation = self.kind().ends_with("TABLE") || self.kind().ends_with("VIEW") || self.kind() == "SEQUENCE";
+        (self.object.0 == CLASS && is_relation).then_some(self.object.1)
+    }
+
     /// Whether it acts on definitions made after it, so that it must come last.
     fn is_event_trigger(&self) -> bool {
         self.kind() == "EVENT TRIGGER" || (self.kind() == "COMMENT" && self.name().starts_with("- EVENT TRIGGER "))
@@ -125,16 +135,50 @@ impl Archive {
         Ok(Self { path: path.to_owned(), entries: entries(&text) })
     }
 
-    /// Makes the definitions of one step in `database`; `wanted` narrows them down. Returns what the
-    /// role was not allowed to do.
+    /// Makes the definitions of one step in `database`. Returns what the role was not allowed to do.
     pub(super) fn restore(
         &self,
         tools: &Tools,
         database: &str,
         (step, manner): (Step, Manner),
-        wanted: Option<&BTreeSet<u32>>,
         context: &Context,
     ) -> Result<Vec<Loss>> {
+        let mut command = tools.command("pg_restore", database);
+        if !self.choose(&mut command, (step, manner), None)? {
+            return Ok(Vec::new());
+        }
+        command.arg("--dbname").arg(connection_text(database));
+        // Indexes are sorted in memory as far as this goes; a lost restore is begun anew.
+        command.env("PGOPTIONS", "-c maintenance_work_mem=256MB -c synchronous_commit=off");
+        if step == Step::Indexes && manner.connections > 1 {
+            command.arg("--jobs").arg(manner.connections.to_string());
+        }
+        command.arg(&self.path);
+        judge(&tools::run(&mut command, context)?)
+    }
+
+    /// The statements that would make these definitions, for a session of our own.
+    pub(super) fn script(
+        &self,
+        tools: &Tools,
+        (step, manner): (Step, Manner),
+        wanted: &BTreeSet<u32>,
+        context: &Context,
+    ) -> Result<String> {
+        let mut command = tools.offline("pg_restore");
+        if !self.choose(&mut command, (step, manner), Some(wanted))? {
+            return Ok(String::new());
+        }
+        command.arg("--file=-").arg(&self.path);
+        let output = tools::run(&mut command, context)?;
+        judge(&output)?;
+        let text = String::from_utf8(output.stdout)
+            .map_err(|error| Error::new(Kind::Unsupported, "definitions of the point are no UTF-8").source(error))?;
+        Ok(without_psql(&text))
+    }
+
+    /// Tells the program which definitions are meant, and how. `false` if there are none.
+    fn choose(&self, command: &mut Command, (step, manner): (Step, Manner), wanted: Option<&BTreeSet<u32>>) -> Result<bool> {
         let is_last = step == Step::EventTriggers;
         let chosen: Vec<&Entry> = self
             .entries
@@ -142,14 +186,10 @@ impl Archive {
             .filter(|entry| step == Step::Tables || entry.is_event_trigger() == is_last)
             .filter(|entry| wanted.is_none_or(|wanted| wanted.contains(&entry.id)))
             .collect();
-        if chosen.is_empty() {
-            return Ok(Vec::new());
-        }
         let list: String = chosen.iter().map(|entry| format!("{}\n", entry.line)).collect();
         let list_path = self.path.with_extension("list");
         std::fs::write(&list_path, list).or_io(|| format!("cannot write {}", list_path.display()))?;
-        let mut command = tools.command("pg_restore", database);
-        command.arg("--dbname").arg(connection_text(database)).arg("--use-list").arg(&list_path);
+        command.arg("--use-list").arg(&list_path);
         command.arg(if step == Step::Tables { "--section=pre-data" } else { "--section=post-data" });
         if manner.without_owners {
             command.args(["--no-owner", "--no-privileges"]);
@@ -157,13 +197,16 @@ impl Archive {
         if manner.without_tablespaces {
             command.arg("--no-tablespaces");
         }
-        if step == Step::Indexes && manner.connections > 1 {
-            command.arg("--jobs").arg(manner.connections.to_string());
-        }
-        command.arg(&self.path);
-        let output = tools::run(&mut command, context)?;
-        judge(&output)
+        Ok(!chosen.is_empty())
     }
+}
+
+/// A script without the lines that are meant for psql alone: newer tools guard scripts by a random word.
+fn without_psql(script: &str) -> String {
+    let guard = script.lines().find_map(|line| line.strip_prefix("\\restrict ")).map(str::to_owned);
+    let Some(guard) = guard else { return script.to_owned() };
+    let is_guard = |line: &&str| *line == format!("\\restrict {guard}") || *line == format!("\\unrestrict {guard}");
+    script.lines().filter(|line| !is_guard(line)).collect::<Vec<_>>().join("\n")
 }
 
 /// A database as a connection string, so that no name is read as one.
@@ -184,8 +227,10 @@ fn entries(list: &str) -> Vec<Entry> {
         let Some((id, rest)) = line.split_once("; ") else { continue };
         let Ok(id) = id.parse() else { continue };
         // The catalog's numbers at the source: `1259 16403`.
-        let Some(text) = rest.splitn(3, ' ').nth(2) else { continue };
-        found.push(Entry { id, line: line.to_owned(), text: text.to_owned(), needs: Vec::new() });
+        let mut parts = rest.splitn(3, ' ');
+        let (Some(class), Some(object), Some(text)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Ok(class), Ok(object)) = (class.parse(), object.parse()) else { continue };
+        found.push(Entry { id, line: line.to_owned(), object: (class, object), text: text.to_owned(), needs: Vec::new() });
     }
     found
 }
@@ -207,6 +252,10 @@ fn judge(output: &std::process::Output) -> Result<Vec<Loss>> {
         let Some((_, message)) = line.split_once("error: ") else { continue };
         seen += 1;
         let message = message.strip_prefix("could not execute query: ERROR:  ").unwrap_or(message);
+        if message.contains("parameter \"transaction_timeout\"") {
+            // A newer tool says this to an older server at its begin.
+            continue;
+        }
         if is_refusal(message) {
             losses.push(Loss { what: entry.clone(), why: format!("not restored: {message}") });
         } else if failed.is_none() {
