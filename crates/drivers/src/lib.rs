@@ -63,6 +63,7 @@ pub static REGISTRY: &[&Registration] = &[
     &files::REGISTRATION,
     &sqlite::REGISTRATION,
     &objects::REGISTRATION,
+    &postgres::REGISTRATION,
     &git::REGISTRATION,
 ];
 

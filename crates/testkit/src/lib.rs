@@ -10,6 +10,7 @@ pub mod corpus;
 mod extract;
 pub mod fault;
 pub mod oracle;
+pub mod servers;
 mod sink;
 mod tree;
 

@@ -23,6 +23,7 @@ use super::catalog::{self, Relation};
 use super::client::{Facts, facts};
 use super::pool::{BEGIN, Pool};
 use super::session::Session;
+use super::tools::{Tools, Wanted};
 use super::wire::literal;
 
 /// What the position of a view is called.
@@ -99,7 +100,8 @@ pub(super) fn prepare(driver: &Postgres, context: &Context) -> Result<Hold> {
     release_sessions(driver);
     let (mut observer, facts) = driver.look(context)?;
     let databases = driver.databases(&mut observer)?;
-    super::tools::Tools::find(&driver.settings, &driver.endpoint, &driver.scratch, super::tools::Wanted::Newest(facts.major()))?;
+    let scratch = super::dump::folder(&driver.scratch)?;
+    Tools::find(&driver.settings, &driver.endpoint, scratch.path(), Wanted::Nearest(facts.major()))?;
     let warm = driver.settings.connections / databases.len();
     let held = at_once(&databases, |database| hold(driver, &facts, &database.name, warm, context))?;
     let bytes: u64 = held.iter().map(|held| held.bytes_estimate).sum();

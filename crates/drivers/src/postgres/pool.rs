@@ -118,7 +118,10 @@ pub(super) struct Lease {
 impl Lease {
     /// The session.
     pub(super) fn session(&mut self) -> Result<&mut Session> {
-        self.worker.as_mut().map(|worker| &mut worker.session).ok_or_else(|| Error::internal("the session was given up"))
+        self.worker
+            .as_mut()
+            .map(|worker| &mut worker.session)
+            .ok_or_else(|| Error::internal("the session was given up"))
     }
 
     /// Whether it holds the tables already that `prepare` found.
