@@ -1,12 +1,14 @@
 //! What is PostgreSQL's own.
 
+mod way_back;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use stillpoint_core::driver::{Context, Driver, EdgeQuery, Validity};
 use stillpoint_core::error::Kind;
-use stillpoint_core::tree::{Tree, TreePath, read_small};
+use stillpoint_core::tree::{TreePath, read_small};
 use stillpoint_testkit::MemoryTree;
 
 use super::REGISTRATION;
