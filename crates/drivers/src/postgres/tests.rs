@@ -1,5 +1,7 @@
 //! What is PostgreSQL's own.
 
+mod way_back;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
