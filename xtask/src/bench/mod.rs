@@ -6,6 +6,7 @@
 
 mod files;
 mod measure;
+mod postgres;
 mod server;
 mod table;
 mod tools;
@@ -15,8 +16,8 @@ use std::path::{Path, PathBuf};
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which bench: `files`.
-    #[arg(value_parser = ["files"])]
+    /// Which bench.
+    #[arg(value_parser = ["files", "postgres"])]
     pub what: String,
     /// Also write the rows to this file.
     #[arg(long)]
@@ -40,7 +41,10 @@ pub struct BenchArgs {
 
 /// Runs the bench and prints its table.
 pub fn run(root: &Path, args: &BenchArgs) -> Result<(), String> {
-    let rows = files::run(root, args)?;
+    let rows = match args.what.as_str() {
+        "postgres" => postgres::run(root, args)?,
+        _ => files::run(root, args)?,
+    };
     println!("{}", table::render(&rows));
     if let Some(path) = &args.json {
         table::write_json(path, &rows)?;
