@@ -21,6 +21,9 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Large objects made by one statement.
 const OBJECTS_PER_STATEMENT: usize = 500;
 
+/// Tables with less are filled as they are.
+const FROZEN_BYTES_MIN: u64 = 1 << 20;
+
 /// Every loading session: a crash loses the whole database that is being built, so single commits need
 /// not wait for the disk.
 pub(super) const BEGIN: &str = "SET synchronous_commit = off";
@@ -52,7 +55,9 @@ pub(super) fn tables(way: &Way<'_>, database: &str, stored: &StoredDatabase, loa
     let mut jobs = Vec::new();
     for load in largest {
         let is_alone = load.total.bytes <= share || load.table.files == 1;
-        match is_alone && load.is_ours && load.table.filter.is_none() {
+        // Emptying a table makes new files, which costs more than few rows would gain.
+        let is_worth_it = load.total.bytes >= FROZEN_BYTES_MIN && load.is_ours && load.table.filter.is_none();
+        match is_alone && is_worth_it {
             true => jobs.push(Job::Whole(load)),
             false => jobs.extend((0..load.table.files).map(|file| Job::File(load, file))),
         }

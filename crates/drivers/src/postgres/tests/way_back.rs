@@ -263,7 +263,7 @@ fn every_feature_comes_back_on_a_newer_version_with_its_roles() {
 }
 
 /// A small database: two tables with a key between them, a sequence, a view.
-pub(super) const SMALL: &str = "CREATE TABLE teams (id int PRIMARY KEY, name text); \
+const SMALL: &str = "CREATE TABLE teams (id int PRIMARY KEY, name text); \
     CREATE TABLE people (id bigserial PRIMARY KEY, team int REFERENCES teams, note text); \
     INSERT INTO teams SELECT g, 'team ' || g FROM generate_series(1, 20) g; \
     INSERT INTO people (team, note) SELECT g % 20 + 1, repeat('note ', g % 50) FROM generate_series(1, 20000) g; \
@@ -516,6 +516,52 @@ fn the_instructions_in_every_point_restore_it_without_us() {
         // Event triggers wake while views are filled, and note it; grants and comments of large objects are
         // left to the reader.
         let args = ["--exclude-table-data=audit.log", "--no-privileges", "--no-comments", "--exclude-schema=audit"];
-        assert_same(rig.name, rig.dump(None, &source, &args), rig.dump(None, &name, &args), false);
+        // Newer versions write objects of equal owner and grants together.
+        let of = |name: &str| -> Vec<String> {
+            rig.dump(None, name, &args).into_iter().filter(|line| !line.contains("Type: BLOB")).collect()
+        };
+        assert_same(rig.name, of(&source), of(&name), false);
     }
+}
+
+#[test]
+fn a_whole_server_comes_back_on_a_new_one() {
+    let rigs = rigs();
+    let Some(rig) = rig_of(&rigs, "POSTGRES") else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let servers = [(); 2].map(|()| servers::Postgres::start(rig.bin.as_ref(), &[]).unwrap());
+    let [source, target] = servers.each_ref().map(|server| Rig {
+        name: "OWN",
+        url: server.url("postgres").parse().unwrap(),
+        bin: rig.bin.clone(),
+    });
+    source.session("postgres").execute("CREATE ROLE \"Own\" LOGIN PASSWORD 'x' CONNECTION LIMIT 3").unwrap();
+    for name in ["app", "\"Odd / name %\""] {
+        source.session("postgres").execute(&format!("CREATE DATABASE {name} OWNER \"Own\"")).unwrap();
+        source.user(name.trim_matches('"')).execute(SMALL).unwrap();
+    }
+    source.session("postgres").execute("ALTER DATABASE app SET default_transaction_read_only = on").unwrap();
+    source.user("postgres").execute("CREATE TABLE own (a int); INSERT INTO own VALUES (1)").unwrap();
+    let all = json!({ "databases": [] });
+    let (tree, _) = trial::back_up(&open(&source, "x", all.clone(), &scratch), None);
+    let driver = open(&target, "x", all, &scratch);
+    assert_eq!(run(driver.occupied(&Context::default())).unwrap(), None);
+    let restored = trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
+    assert_eq!(
+        (restored.items, restored.kept_old.len(), restored.losses.len()),
+        (40041, 0, 0),
+        "{:?}",
+        restored.losses
+    );
+    run(driver.stamp(&Context::default(), &the_stamp())).unwrap();
+    assert_eq!(trial::differences(&driver, &tree), Vec::<String>::new());
+    let list = "SELECT string_agg(datname, ', ' ORDER BY datname) FROM pg_database";
+    let names = target.session("postgres").query_one(list).unwrap();
+    assert_eq!(names.text(0).unwrap(), "Odd / name %, app, postgres, template0, template1");
+    for name in ["app", "Odd / name %", "postgres"] {
+        assert_equal((&source, name), (&target, name));
+        assert_eq!(count(&target, name, "SELECT count(*) FROM stillpoint.stamp"), 1);
+    }
+    let hash = "SELECT rolpassword FROM pg_authid WHERE rolname = 'Own'";
+    assert_eq!(source.session("postgres").query(hash).unwrap(), target.session("postgres").query(hash).unwrap());
 }
