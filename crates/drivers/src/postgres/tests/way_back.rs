@@ -37,7 +37,8 @@ impl Drop for Names<'_> {
             let names = |admin: &mut Session, sql: &str| -> Vec<String> {
                 admin.query(sql).unwrap_or_default().iter().map(|row| row.string(0).unwrap()).collect()
             };
-            let list = format!("SELECT datname FROM pg_database WHERE datname {own} OR datname LIKE '\"{}%'", self.begin);
+            let list =
+                format!("SELECT datname FROM pg_database WHERE datname {own} OR datname LIKE '\"{}%'", self.begin);
             for name in names(&mut admin, &list) {
                 drop(admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(&name))));
                 let mut session = rig.session(&name);
@@ -123,7 +124,11 @@ fn assert_same(what: &str, mut one: Vec<String>, mut other: Vec<String>, in_orde
         let near = |lines: &[String]| lines[at.saturating_sub(3)..lines.len().min(at + 12)].join("\n");
         panic!("{what}: another order at line {at}\n--- source\n{}\n--- copy\n{}", near(&one), near(&other));
     }
-    panic!("{what}: {} and {} lines\nonly in the source: {missing:#?}\nonly in the copy: {extra:#?}", one.len(), other.len());
+    panic!(
+        "{what}: {} and {} lines\nonly in the source: {missing:#?}\nonly in the copy: {extra:#?}",
+        one.len(),
+        other.len()
+    );
 }
 
 fn the_stamp() -> Stamp {
@@ -233,7 +238,12 @@ fn every_feature_comes_back_on_a_newer_version_with_its_roles() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
         // Before 16 a membership does not say whether it inherits.
-        let inherits = |line: &str| line.replace(", INHERIT TRUE", "").replace(" WITH INHERIT TRUE", "").replace(", INHERIT FALSE", "").replace(" WITH INHERIT FALSE", "");
+        let inherits = |line: &str| {
+            line.replace(", INHERIT TRUE", "")
+                .replace(" WITH INHERIT TRUE", "")
+                .replace(", INHERIT FALSE", "")
+                .replace(" WITH INHERIT FALSE", "")
+        };
         text.lines().filter(|line| line.contains(&names.begin)).map(inherits).collect()
     };
     assert!(globals(old).len() > 10);
