@@ -33,9 +33,10 @@ const HOW_TO: &str = include_str!("HOW-TO-RESTORE.txt");
 pub(super) const STRIDE_BLOCKS: u64 = if cfg!(test) { 16 } else { 8192 };
 /// Ranges of a table can be read without reading all of it from this version on.
 const RANGES_SINCE: u32 = 14;
-/// How long commits that are not on disk yet are waited for.
-const SETTLE_TRIES: u32 = 8;
-const SETTLE_PAUSE: Duration = Duration::from_millis(100);
+/// How long commits that are not on disk yet are waited for, at most and beyond what the manual says.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(3);
+const SETTLE_MARGIN: Duration = Duration::from_millis(200);
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 /// A checksum for each table, up to so many tables; one for each database beyond.
 const CHECKSUMS_MAX: usize = 2000;
 
@@ -334,22 +335,28 @@ impl Drain<'_> {
         extents::unchanged(self.context, database, (&base, parent), tables, (encoding, threads))
     }
 
-    /// Whether everything that the view shows is on the server's disk, so that no crash can take it back
-    /// and give its transaction numbers to others. Commits that do not wait for the disk (a setting of the
-    /// application's) get there within a second.
+    /// Whether every commit that the view shows is on the server's disk, so that no crash can take it back
+    /// and give its transaction number to another. Those that do not wait for the disk (a setting of the
+    /// application's) get there within three rounds of the server's writer (manual, "Asynchronous Commit").
     fn is_settled(&self, database: &DatabaseView) -> Result<bool> {
         if self.view.facts.standby {
             return Ok(false);
         }
-        let sql = format!("SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn", literal(&database.log));
-        let mut lease = database.pool.take(self.context)?;
-        for _ in 0..SETTLE_TRIES {
-            if lease.session()?.query_one(&sql)?.truth(0) {
-                return Ok(true);
-            }
+        let sql = format!(
+            "SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn, setting FROM pg_settings WHERE name = 'wal_writer_delay'",
+            literal(&database.log)
+        );
+        let row = database.pool.take(self.context)?.session()?.query_one(&sql)?;
+        let rounds = Duration::from_millis(row.number::<u64>(1)? * 3) + SETTLE_MARGIN;
+        if row.truth(0) {
+            return Ok(true);
+        }
+        // Other records than commits may stay in memory for long; they do not matter.
+        while self.view.since.elapsed() < rounds && rounds < SETTLE_TIME_MAX {
+            self.context.check()?;
             std::thread::sleep(SETTLE_PAUSE);
         }
-        Ok(false)
+        Ok(rounds < SETTLE_TIME_MAX)
     }
 
     /// What describes the database, in the order of names.

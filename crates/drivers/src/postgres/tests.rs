@@ -348,7 +348,7 @@ fn a_point_with_a_parent_equals_one_without_whatever_happened() {
         );
         let driver = own.open(json!({}));
         let (mut parent, _) = trial::back_up(&driver, None);
-        for _ in 0..25 {
+        for _ in 0..12 {
             for _ in 0..random.u32(..4) {
                 let sql = happening(&mut random);
                 // A statement of its own each: VACUUM and ALTER TYPE want that.
