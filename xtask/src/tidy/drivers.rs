@@ -54,6 +54,15 @@ const EXTRA: &[(&str, &str)] = &[
     ("postgres", "faults.rs"),
     // The operator's own SQL.
     ("postgres", "edges.rs"),
+    // The way back has a page for each of its steps; all databases get their names, or none.
+    ("postgres", "restore"),
+    ("postgres", "swap.rs"),
+    ("postgres", "verify.rs"),
+    // The stamp opens what a restore left closed.
+    ("postgres", "stamp.rs"),
+    // A schema that uses every feature, and the tests that carry it there and back.
+    ("postgres", "testdata"),
+    ("postgres", "tests"),
 ];
 
 /// Complains about missing and about foreign files, and about drivers without registry line.
