@@ -48,6 +48,8 @@ const EXTRA: &[(&str, &str)] = &[
     ("postgres", "dump.rs"),
     // What a backup would meet; long, because each finding comes with its remedy.
     ("postgres", "probe.rs"),
+    // Which files of the parent still hold; reasoned about in a decision of its own.
+    ("postgres", "extents.rs"),
     // Tests: each makes a server misbehave.
     ("postgres", "faults.rs"),
     // The operator's own SQL.
