@@ -35,10 +35,15 @@ pub(super) fn stamp(driver: &Postgres, stamp: &Stamp) -> Result<()> {
         let mut session = driver.connect(name, &context)?;
         let table = qualified(STAMP_SCHEMA, STAMP);
         if !has_table(&mut session, STAMP)? {
-            session.execute(&format!("{BEGIN}; CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; {}; COMMIT", table_of(STAMP)))?;
+            session.execute(&format!(
+                "{BEGIN}; CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; {}; COMMIT",
+                table_of(STAMP)
+            ))?;
         }
-        session
-            .execute(&format!("{BEGIN}; DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT", literal(&text)))?;
+        session.execute(&format!(
+            "{BEGIN}; DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT",
+            literal(&text)
+        ))?;
         session.close();
     }
     names.iter().try_for_each(|name| open(&mut driver.connect(name, &context)?))
@@ -60,11 +65,13 @@ fn open(session: &mut Session) -> Result<()> {
     session.execute(&format!("{BEGIN}; {}; DELETE FROM {table}; COMMIT", statements.join("; ")))
 }
 
-/// The statement that makes one of our tables.
+/// The statements that make one of our tables. Publications of all tables take it in, and rows that are
+/// published can only be removed where something identifies them.
 fn table_of(name: &str) -> String {
+    let table = qualified(STAMP_SCHEMA, name);
     let columns =
         if name == STAMP { "stamp pg_catalog.text" } else { "position pg_catalog.int4, statement pg_catalog.text" };
-    format!("CREATE TABLE {} ({columns})", qualified(STAMP_SCHEMA, name))
+    format!("CREATE TABLE {table} ({columns}); ALTER TABLE {table} REPLICA IDENTITY FULL")
 }
 
 /// Makes our tables in the database of `session`, and notes what [`stamp`] is to do in it. Done before

@@ -378,6 +378,7 @@ CREATE FOREIGN DATA WRAPPER nothing_behind OPTIONS (debug 'true');
 
 -- Publications and a subscription that is switched off.
 CREATE PUBLICATION everything FOR ALL TABLES WITH (publish = 'insert, update');
+CREATE PUBLICATION all_of_it FOR ALL TABLES;
 CREATE PUBLICATION filtered FOR TABLE app.indexed (id, code, amount) WHERE (id > 5), TABLE ONLY app.animals WITH (publish_via_partition_root = true);
 CREATE PUBLICATION of_schema FOR TABLES IN SCHEMA audit;
 COMMENT ON PUBLICATION filtered IS 'some';
