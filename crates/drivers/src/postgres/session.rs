@@ -27,8 +27,6 @@ const INPUT_BYTES: usize = 256 << 10;
 const OUTPUT_BYTES: usize = 256 << 10;
 /// How long one call waits before it looks whether someone asked to stop.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// Notices that are kept; a function may raise millions.
-const NOTICES_MAX: usize = 100;
 
 /// Where a server is, and as whom to log in.
 #[derive(Clone)]
@@ -88,7 +86,6 @@ pub(super) struct Session {
     process: i32,
     secret: i32,
     parameters: BTreeMap<String, String>,
-    notices: Vec<ServerMessage>,
     transaction: u8,
     context: Context,
     /// No answer is waited for longer than this.
@@ -143,7 +140,6 @@ impl Session {
             process: 0,
             secret: 0,
             parameters: BTreeMap::new(),
-            notices: Vec::new(),
             transaction: b'I',
             context: context.clone(),
             limit: Some(endpoint.connect_time_max),
@@ -202,16 +198,6 @@ impl Session {
     /// Whose wish to stop is heard from now on.
     pub(super) fn set_context(&mut self, context: &Context) {
         self.context = context.clone();
-    }
-
-    /// How long the server may say nothing; `None` for ever.
-    pub(super) fn set_limit(&mut self, limit: Option<Duration>) {
-        self.limit = limit;
-    }
-
-    /// The notices since the last call.
-    pub(super) fn take_notices(&mut self) -> Vec<ServerMessage> {
-        std::mem::take(&mut self.notices)
     }
 
     /// Runs one or more statements; fails at the first that fails.
@@ -573,8 +559,8 @@ impl Session {
         said.into_error(format!("database `{}` refused: {}", self.database, shortened(sql)))
     }
 
-    /// The next message's type, and where its body lies in the input. Notices and parameters are noted
-    /// on the way and not returned.
+    /// The next message's type, and where its body lies in the input. Parameters are noted on the way,
+    /// notices passed over.
     fn message(&mut self) -> Result<(u8, std::ops::Range<usize>)> {
         loop {
             let ready = &self.input[self.begin..self.end];
@@ -593,18 +579,14 @@ impl Session {
             let body = self.begin + 5..self.begin + frame.bytes;
             self.begin += frame.bytes;
             match frame.tag {
-                b'N' => {
-                    if self.notices.len() < NOTICES_MAX {
-                        self.notices.push(ServerMessage::parse(&self.input[body]));
-                    }
-                }
                 b'S' => {
                     let mut parts = self.input[body].split(|&byte| byte == 0);
                     let mut next = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
                     let (name, value) = (next(), next());
                     self.parameters.insert(name, value);
                 }
-                b'A' => {}
+                // Notices and notifications are for people who watch.
+                b'A' | b'N' => {}
                 b'Z' => {
                     self.transaction = *self.input[body.clone()].first().ok_or_else(wire::garbled)?;
                     return Ok((b'Z', body));
