@@ -35,10 +35,15 @@ pub(super) fn stamp(driver: &Postgres, stamp: &Stamp) -> Result<()> {
         let mut session = driver.connect(name, &context)?;
         let table = qualified(STAMP_SCHEMA, STAMP);
         if !has_table(&mut session, STAMP)? {
-            session.execute(&format!("{BEGIN}; CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; {}; COMMIT", table_of(STAMP)))?;
+            session.execute(&format!(
+                "{BEGIN}; CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; {}; COMMIT",
+                table_of(STAMP)
+            ))?;
         }
-        session
-            .execute(&format!("{BEGIN}; DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT", literal(&text)))?;
+        session.execute(&format!(
+            "{BEGIN}; DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT",
+            literal(&text)
+        ))?;
         session.close();
     }
     names.iter().try_for_each(|name| open(&mut driver.connect(name, &context)?))
