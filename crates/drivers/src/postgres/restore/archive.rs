@@ -153,7 +153,10 @@ impl Archive {
         }
         command.arg("--dbname").arg(connection_text(database));
         // Indexes are sorted in memory as far as this goes; a lost restore is begun anew.
-        command.env("PGOPTIONS", "-c maintenance_work_mem=256MB -c synchronous_commit=off -c default_transaction_read_only=off");
+        command.env(
+            "PGOPTIONS",
+            "-c maintenance_work_mem=256MB -c synchronous_commit=off -c default_transaction_read_only=off",
+        );
         if step == Step::Indexes && manner.connections > 1 {
             command.arg("--jobs").arg(manner.connections.to_string());
         }
