@@ -7,6 +7,7 @@ pub mod memory;
 pub mod objects;
 mod phases;
 pub mod place;
+pub mod redis;
 pub mod sqlite;
 #[cfg(test)]
 mod trial;
@@ -63,6 +64,7 @@ pub static REGISTRY: &[&Registration] = &[
     &sqlite::REGISTRATION,
     &objects::REGISTRATION,
     &git::REGISTRATION,
+    &redis::REGISTRATION,
 ];
 
 /// Finds a driver by name; the error lists the names there are.
