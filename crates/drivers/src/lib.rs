@@ -8,6 +8,7 @@ pub mod objects;
 mod phases;
 pub mod place;
 pub mod postgres;
+pub mod redis;
 pub mod sqlite;
 #[cfg(test)]
 mod trial;
@@ -65,6 +66,7 @@ pub static REGISTRY: &[&Registration] = &[
     &objects::REGISTRATION,
     &postgres::REGISTRATION,
     &git::REGISTRATION,
+    &redis::REGISTRATION,
 ];
 
 /// Finds a driver by name; the error lists the names there are.
