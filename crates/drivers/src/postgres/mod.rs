@@ -36,12 +36,13 @@ mod swap;
 mod tests;
 mod tls;
 mod tools;
+mod verify;
 mod wire;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::error::{Error, Result};
 
 pub use config::{Roles, Settings, Tls};
 
@@ -74,7 +75,7 @@ static PHASES: Phases<Postgres> = Phases {
     release: cut::release,
     identity: Postgres::identity,
     restore: restore::restore,
-    verify: |_, _, _| Err(Error::new(Kind::Unsupported, "not built yet")),
+    verify: verify::verify,
     stamp: stamp::stamp,
     read_stamp: stamp::read_stamp,
     occupied: stamp::occupied,
