@@ -14,10 +14,13 @@
 //! <https://valkey.io/topics/replication/>. Why the wire is our own: `docs/decisions/0009`.
 
 mod client;
+mod commands;
 mod config;
 mod cut;
 mod drain;
 mod edges;
+mod expiry;
+mod keys;
 mod master;
 mod packed;
 mod rdb;
@@ -181,7 +184,7 @@ impl Redis {
                 incremental: false,
                 edges: false,
                 swaps_in_place: true,
-                partial_restore: false,
+                partial_restore: true,
             },
             missing_privileges,
             warnings,
