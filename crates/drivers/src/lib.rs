@@ -50,6 +50,9 @@ pub struct Registration {
     /// The given settings, changed so that the store lies in `folder` and nowhere else: what
     /// `restore --to` uses. Drops whatever would reach the source, such as credentials.
     pub into_folder: fn(&Settings, &std::path::Path) -> Settings,
+    /// The least privileges that a store of these settings needs, in the words of its kind and ready
+    /// to paste; `None` where the user's page says all.
+    pub policy: fn(&Settings) -> Result<Option<String>>,
 }
 
 /// Settings of a store as `platform.yaml` has them.

@@ -17,7 +17,7 @@ use stillpoint_core::tree::TreePath;
 use stillpoint_testkit::conformance::{self, Content, Harness, Subject};
 use stillpoint_testkit::{CountingSink, MemoryTree, skip};
 
-use super::bucket::Bucket;
+use super::bucket::generic::Bucket;
 use super::{Objects, PHASES, REGISTRATION, Settings, Where};
 use crate::phases::Phased;
 use crate::trial::{self, back_up, cut_id, differences, drain, edges, pin, restore, run};
