@@ -40,7 +40,9 @@ pub(super) struct Lines<'a> {
     /// Names of the pages that are not read yet, the next one last.
     pages: Vec<Vec<u8>>,
     page: Option<BufReader<Box<dyn Read + Send>>>,
+    /// What [`Lines::find`] looks at; `None` before its first call, and at the end.
     current: Option<(Vec<u8>, Record)>,
+    has_begun: bool,
 }
 
 impl<'a> Lines<'a> {
@@ -48,9 +50,7 @@ impl<'a> Lines<'a> {
     pub fn new(tree: &'a dyn Tree) -> Result<Self> {
         let mut pages = manifest_pages(tree)?;
         pages.reverse();
-        let mut lines = Self { tree, pages, page: None, current: None };
-        lines.current = lines.next_line()?.map(|(key, record)| (keys::sort_key(&keys::escape(&key)), record));
-        Ok(lines)
+        Ok(Self { tree, pages, page: None, current: None, has_begun: false })
     }
 
     /// The key and the record of the next line.
@@ -70,7 +70,9 @@ impl<'a> Lines<'a> {
 
     /// The record at this place of the tree; calls come in ascending order.
     pub fn find(&mut self, sort_key: &[u8]) -> Result<Option<&Record>> {
-        while self.current.as_ref().is_some_and(|(current, _)| current.as_slice() < sort_key) {
+        let is_before = |(current, _): &(Vec<u8>, Record)| current.as_slice() < sort_key;
+        while !self.has_begun || self.current.as_ref().is_some_and(is_before) {
+            self.has_begun = true;
             self.current = self.next_line()?.map(|(key, record)| (keys::sort_key(&keys::escape(&key)), record));
         }
         Ok(self.current.as_ref().filter(|(current, _)| current == sort_key).map(|(_, record)| record))
@@ -93,7 +95,7 @@ fn manifest_pages(tree: &dyn Tree) -> Result<Vec<Vec<u8>>> {
 pub(super) fn first_keys(tree: &dyn Tree) -> Result<Vec<Vec<u8>>> {
     let mut first = Vec::new();
     for name in manifest_pages(tree)?.into_iter().rev() {
-        let mut lines = Lines { tree, pages: vec![name], page: None, current: None };
+        let mut lines = Lines { tree, pages: vec![name], page: None, current: None, has_begun: false };
         first.extend(lines.next_line()?.map(|(key, _)| key));
     }
     first.sort();

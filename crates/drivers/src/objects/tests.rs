@@ -554,7 +554,7 @@ fn the_readme_states_the_capability() {
     };
     assert_eq!((directory.pin, bucket.pin), (PinKind::Watched, PinKind::Watched));
     for (row, value) in [
-        ("pin", "watched".to_owned()),
+        ("pin", "S3 with versions: set. Others: watched".to_owned()),
         ("incremental", shown(|capability| capability.incremental)),
         ("edges", shown(|capability| capability.edges)),
         ("swaps in place", shown(|capability| capability.swaps_in_place)),

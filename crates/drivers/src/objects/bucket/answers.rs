@@ -261,6 +261,22 @@ mod tests {
         assert_eq!(Refusal::parse("<html>"), Refusal::default());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_answer_makes_a_panic(
+            pieces in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "<", ">", "</", "/>", "&", ";", "&#x0;", "&amp;", "<![CDATA[", "]]>", "<!--", "<?", "Key", "Contents", "<Size>", "-1",
+                    "<LastModified>", "9999-99-99T00:00:00Z", "<ListBucketResult>", "</ListBucketResult>", "%", "%zz", "\u{0}", "é",
+                ]),
+                0..30,
+            )
+        ) {
+            let text = pieces.concat();
+            drop((Page::parse(&text), Refusal::parse(&text), tags(&text), noncurrent_days(&text), Versioning::parse(&text)));
+        }
+    }
+
     #[test]
     fn tags_versioning_and_lifecycle_are_read() {
         let text = "<Tagging><TagSet><Tag><Key>b c</Key><Value/></Tag><Tag><Key>a</Key><Value>1&amp;2</Value></Tag></TagSet></Tagging>";

@@ -2,7 +2,8 @@
 //! and what came since is hidden by a marker.
 //!
 //! Old versions that are still in the bucket are copied over by the service; the others come from the
-//! point. A restore that is interrupted is repeated: what is already as it was is passed over.
+//! point. A restore that is interrupted is repeated: keys whose newest version is
+//! that of the point are passed over, the others are brought back once more.
 
 use stillpoint_core::driver::Restored;
 use stillpoint_core::error::{Error, Kind, Result};
