@@ -43,6 +43,7 @@ pub static REGISTRATION: Registration = Registration {
     open: |request| Ok(Arc::new(Phased::new(Memory::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
     into_folder: Some(|_, folder| [("name".to_owned(), folder.to_string_lossy().into())].into()),
+    policy: |_| Ok(None),
 };
 
 /// The phases, by the pages they stand on. The engine sees the store through this table alone.

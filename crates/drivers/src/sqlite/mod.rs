@@ -46,6 +46,7 @@ pub static REGISTRATION: Registration = Registration {
     open: |request| Ok(Arc::new(Phased::new(Sqlite::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
     into_folder: Some(config::into_folder),
+    policy: |_| Ok(None),
 };
 
 /// The phases, by the pages they stand on.
