@@ -5,7 +5,9 @@
 mod bench;
 mod generate;
 mod new_driver;
+mod platform;
 mod rig;
+mod soak;
 mod test;
 mod tidy;
 

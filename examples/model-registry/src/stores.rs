@@ -187,15 +187,17 @@ pub fn commit(code: &Path, version: Version) -> Result<String> {
     git(code, &["fast-import", "--quiet", "--done"], &stream)
 }
 
-/// Writes the serving configuration beside the store and renames it in, as a careful writer does.
+/// Writes a version's serving configuration beside the store and renames it in, as a careful writer
+/// does. A file is written once and never changed.
 pub fn write_config(config: &Path, version: Version, commit: &str) -> Result<()> {
     let name = version.model();
     let content = serde_json::json!({
         "model": name, "version": version.number, "artifact": version.artifact_key(), "commit": commit,
     });
-    let beside = incoming(config).join(&name);
-    std::fs::write(&beside, format!("{content:#}\n"))
-        .and_then(|()| std::fs::rename(&beside, config.join(format!("{name}.json"))))
+    let (beside, folder) = (incoming(config).join(&name), config.join(&name));
+    std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(&beside, format!("{content:#}\n")))
+        .and_then(|()| std::fs::rename(&beside, folder.join(format!("{:08}.json", version.number))))
         .attempted("write the serving configuration")
 }
 

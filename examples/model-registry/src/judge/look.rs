@@ -1,6 +1,7 @@
 //! Looks into each store of a copy and reports what it holds, and what in it is not whole.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -174,29 +175,41 @@ pub fn cache(copy: &Settings, held: &mut Held, verdict: &mut Verdict) -> Result<
     Ok(newest)
 }
 
-/// The file of a model names one version, whole.
+/// Every file names its own version, whole.
 pub fn config(copy: &Settings, held: &mut Held, verdict: &mut Verdict) -> Result<Newest> {
-    let mut newest = Newest::new();
-    let what = "read the serving configuration";
-    for entry in std::fs::read_dir(&copy.config).attempted(what)? {
-        let path = entry.attempted(what)?.path();
+    let mut versions = Vec::new();
+    for (model, folder) in entries(&copy.config)? {
         // Stamps and the like begin with a dot, and are not ours.
-        let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json")) else { continue };
-        let Some(writer) = writer_of(name) else { continue };
-        let text = std::fs::read_to_string(&path).attempted(what)?;
-        let content: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        let Some(number) = content["version"].as_u64() else {
-            verdict.violation(format!("config: {name}.json is torn"));
-            continue;
-        };
-        let key = content["artifact"].as_str().unwrap_or_default().to_owned();
-        if key != (Version { writer, number }).artifact_key() {
-            verdict.violation(format!("config: {name}.json is not what was written"));
+        let Some(writer) = writer_of(&model) else { continue };
+        for (file, path) in entries(&folder)? {
+            let number = file.strip_suffix(".json").and_then(|number| number.parse().ok());
+            let Some(number) = number else {
+                verdict.violation(format!("config: `{model}/{file}` is none of ours"));
+                continue;
+            };
+            let text = std::fs::read_to_string(&path).attempted("read the serving configuration")?;
+            let content: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+            let version = Version { writer, number };
+            let key = content["artifact"].as_str().unwrap_or_default().to_owned();
+            if content["version"] != number || key != version.artifact_key() {
+                verdict.violation(format!("config: `{model}/{file}` is not what was written"));
+            }
+            let owner = format!("the file {model}/{file}");
+            let commit = content["commit"].as_str().unwrap_or_default().to_owned();
+            held.named_keys.push(("config", owner.clone(), key));
+            held.named_commits.push(("config", owner, commit));
+            versions.push(version);
         }
-        held.named_keys.push(("config", format!("{name}.json"), key));
-        let commit = content["commit"].as_str().unwrap_or_default().to_owned();
-        held.named_commits.push(("config", format!("{name}.json"), commit));
-        newest.insert(writer, number);
     }
-    Ok(newest)
+    Ok(contiguous("config", versions, verdict))
+}
+
+fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let what = format!("read the folder {}", folder.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).attempted(&what)? {
+        let entry = entry.attempted(&what)?;
+        found.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+    }
+    Ok(found)
 }
