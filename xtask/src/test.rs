@@ -42,7 +42,15 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.xfs", "xfsprogs"),
     ("sqlite3", "sqlite3"),
+    ("redis-cli", "redis-tools"),
+    (POSTGRES_OF_DEBIAN, "postgresql-15"),
 ];
+
+const POSTGRES_OF_DEBIAN: &str = "/usr/lib/postgresql/15/bin/postgres";
+
+/// Debian makes a server for the machine when PostgreSQL is installed; tests want the program only.
+const NO_SERVER_OF_DEBIAN: &str = "mkdir -p /etc/postgresql-common && cd /etc/postgresql-common \
+    && { test -e createcluster.conf || echo create_main_cluster = false > createcluster.conf; }";
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
@@ -128,7 +136,12 @@ fn install_packages(tally: &mut Tally) {
         command.status().is_ok_and(|status| status.success())
     };
     println!("installing {}", missing.join(" "));
-    let install = [&["install", "--no-install-recommends"], &missing[..]].concat();
+    let words = [&prefix[..], &["sh", "-c", NO_SERVER_OF_DEBIAN]].concat();
+    if !Command::new(words[0]).args(&words[1..]).status().is_ok_and(|status| status.success()) {
+        println!("a server of Debian's PostgreSQL may have been made for this machine");
+    }
+    let install =
+        [&["install", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold"], &missing[..]].concat();
     let is_installed = apt(&install) || (apt(&["update"]) && apt(&install));
     if !is_installed {
         tally.skipped.push(format!("packages: {} could not be installed", missing.join(" ")));

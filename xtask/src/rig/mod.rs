@@ -70,7 +70,7 @@ pub fn obtain(rig: &Rig, gently: bool) -> Result<(), String> {
 
 /// The path of the rig's program, once it was got.
 pub fn program(rig: &Rig) -> Result<PathBuf, String> {
-    Ok(cache()?.join(&rig.binary))
+    Ok(rig.program(&cache()?))
 }
 
 /// Starts the rig and returns the environment by which tests reach it, and whether it ran before.
