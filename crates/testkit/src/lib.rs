@@ -11,6 +11,7 @@ mod extract;
 pub mod fault;
 pub mod minio;
 pub mod oracle;
+pub mod platform;
 pub mod proxy;
 pub mod servers;
 mod sink;

@@ -80,8 +80,10 @@ impl Stores {
         let insert = "INSERT INTO models (name, version, artifact_key, commit_id, sha256, metrics) \
                       VALUES ($1, $2, $3, $4, $5, $6::text::jsonb) ON CONFLICT (name, version) DO NOTHING RETURNING id";
         let (key, hash, metrics) = (version.artifact_key(), version.sha256(), version.metrics().to_string());
-        let inserted =
-            transaction.query_opt(insert, &[&name, &number, &key, &commit, &hash, &metrics]).await.attempted("insert")?;
+        let inserted = transaction
+            .query_opt(insert, &[&name, &number, &key, &commit, &hash, &metrics])
+            .await
+            .attempted("insert")?;
         // What an earlier try has written is there with everything that belongs to it.
         if let Some(row) = inserted {
             let id: i64 = row.get(0);
@@ -230,4 +232,3 @@ pub fn git(code: &Path, arguments: &[&str], input: &str) -> Result<String> {
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
-

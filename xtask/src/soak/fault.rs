@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use stillpoint_testkit::chaos;
 use stillpoint_testkit::proxy::Weather;
 
-use crate::platform::{LINES, Stage};
+use stillpoint_testkit::platform::{LINES, Stage};
 
 /// How long a fault waits for a pause that may never come.
 const PAUSE_WITHIN: Duration = Duration::from_secs(60);

@@ -13,7 +13,9 @@ mod round;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::platform::{Options, Programs, Stage, TEMPLATE};
+use stillpoint_testkit::platform::{Options, Stage, TEMPLATE};
+
+use crate::programs;
 use report::Report;
 
 /// A platform is made anew after so many versions, because a restore takes as long as there is data.
@@ -38,7 +40,7 @@ pub struct Soak {
 pub fn run(root: &Path, soak: &Soak) -> Result<bool, String> {
     let seed = soak.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);
-    let programs = Programs::get(root, !soak.dev)?;
+    let programs = programs::get(root, !soak.dev)?;
     let template = match &soak.platform {
         Some(path) => std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?,
         None => TEMPLATE.to_owned(),

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::fault::{self, Fault, Moment};
 use super::report::Report;
-use crate::platform::Stage;
+use stillpoint_testkit::platform::Stage;
 
 /// The pause budget of the platform, and the second that the watchdog may take on top.
 const PAUSE_MAX: Duration = Duration::from_secs(6);

@@ -128,13 +128,7 @@ pub async fn judge(copy: &Settings, record: &Record, point: &Point) -> Result<Ve
 }
 
 /// One writer's versions against the bounds that the cut sets for each store.
-fn judge_writer(
-    writer: u32,
-    record: &Record,
-    point: &Point,
-    found: &BTreeMap<&str, Newest>,
-    verdict: &mut Verdict,
-) {
+fn judge_writer(writer: u32, record: &Record, point: &Point, found: &BTreeMap<&str, Newest>, verdict: &mut Verdict) {
     let range = Version { writer, number: 0 }..=Version { writer, number: u64::MAX };
     let of_writer: Vec<_> = record.versions.range(range).map(|(version, times)| (version.number, *times)).collect();
     let mut before: Option<(&str, u64)> = None;
@@ -211,7 +205,8 @@ mod tests {
     use super::*;
 
     fn record(lines: &[(u64, u64, Option<u64>)]) -> Record {
-        let versions = lines.iter().map(|(number, begun, done)| (Version { writer: 0, number: *number }, (*begun, *done)));
+        let versions =
+            lines.iter().map(|(number, begun, done)| (Version { writer: 0, number: *number }, (*begun, *done)));
         Record { versions: versions.collect(), happenings: Vec::new() }
     }
 

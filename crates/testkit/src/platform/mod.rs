@@ -1,24 +1,42 @@
-//! The example platform with servers of its own: what the soak and the bench of the pause run on.
+//! The example platform with servers of its own: what the soak, the bench of the pause and the tests
+//! of the whole run on.
 //!
 //! Knows which programs there are, how they are started and where the addresses go; what is done to
 //! them is the caller's. Everything lies in one temporary folder, everything runs on loopback.
 
-mod programs;
 mod stage;
 
-pub use programs::Programs;
-pub use stage::{LINES, Options, Stage};
+pub use stage::{Copy, LINES, Options, Stage};
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// The platform's description with addresses between braces.
-pub const TEMPLATE: &str = include_str!("../../../examples/model-registry/platform.yaml");
+pub const TEMPLATE: &str = include_str!("../../../../examples/model-registry/platform.yaml");
 
 /// The query that names the edges of the cache, in the redis driver's language.
 pub const CACHE_QUERY: &str = "GET model:*:latest";
 
+/// Paths of programs that are there.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The folder of PostgreSQL's programs.
+    pub postgres_bin: PathBuf,
+    /// redis-server.
+    pub redis_server: PathBuf,
+    /// MinIO.
+    pub minio: PathBuf,
+    /// Ours.
+    pub stillpoint: PathBuf,
+    /// The example application.
+    pub registry: PathBuf,
+}
+
 /// Fills addresses into a description. What is not filled in is an error: a platform with half an
 /// address must not be tried.
+///
+/// # Errors
+/// The first line that still names something.
 pub fn fill(template: &str, values: &BTreeMap<&str, String>) -> Result<String, String> {
     let mut text = template.to_owned();
     for (name, value) in values {

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use stillpoint_testkit::minio::{ACCESS_KEY_ID, Minio, SECRET_ACCESS_KEY};
-use stillpoint_testkit::proxy::Proxy;
-use stillpoint_testkit::servers::{POSTGRES_PASSWORD, Postgres, Redis};
+use crate::minio::{ACCESS_KEY_ID, Minio, SECRET_ACCESS_KEY};
+use crate::proxy::Proxy;
+use crate::servers::{POSTGRES_PASSWORD, Postgres, Redis};
 
 use super::{CACHE_QUERY, Programs, TEMPLATE, fill};
 
@@ -44,6 +44,7 @@ impl Default for Options {
 }
 
 /// The platform. Its servers and its folder go with it.
+#[derive(Debug)]
 pub struct Stage {
     folder: tempfile::TempDir,
     /// The servers.
@@ -64,6 +65,7 @@ pub struct Stage {
 }
 
 /// Fresh servers that a point is restored into.
+#[derive(Debug)]
 pub struct Copy {
     _postgres: Postgres,
     _redis: Redis,
@@ -76,6 +78,9 @@ fn said<T, E: std::fmt::Display>(result: Result<T, E>, what: &str) -> Result<T, 
 
 impl Stage {
     /// Starts everything; the application writes when this returns.
+    ///
+    /// # Errors
+    /// What did not start, and what it said.
     pub fn start(programs: &Programs, options: Options) -> Result<Self, String> {
         let folder = said(tempfile::Builder::new().prefix("stillpoint-stage-").tempdir(), "a folder")?;
         let postgres = start_postgres(programs)?;
@@ -90,7 +95,7 @@ impl Stage {
             LINES.into_iter().zip(ports).map(start).collect()
         };
         let (engine_lines, writer_lines) = (lines()?, lines()?);
-        let port = said(stillpoint_testkit::servers::free_port(), "a port")?;
+        let port = said(crate::servers::free_port(), "a port")?;
         let path = folder.path();
         for name in ["app", "secrets", "bucket", "state"] {
             said(std::fs::create_dir_all(path.join(name)), name)?;
@@ -182,6 +187,9 @@ impl Stage {
     }
 
     /// Starts empty servers to restore into, and names them in `platform.yaml`.
+    ///
+    /// # Errors
+    /// What did not start, and what it said.
     pub fn copy(&mut self) -> Result<Copy, String> {
         self.copies += 1;
         let postgres = start_postgres(&self.programs)?;
@@ -201,6 +209,9 @@ impl Stage {
     }
 
     /// Judges a copy by the application's record. The answer is the verdict's JSON, whatever it says.
+    ///
+    /// # Errors
+    /// What kept the judge from judging.
     pub fn judge(&self, copy: &Copy, point: &Path) -> Result<serde_json::Value, String> {
         let output = said(self.registry(&["judge"]).arg(&copy.settings).arg(point).output(), "the judge")?;
         if output.status.code() == Some(2) {
@@ -210,6 +221,9 @@ impl Stage {
     }
 
     /// What the application says of itself.
+    ///
+    /// # Errors
+    /// The application does not answer.
     pub fn oracle(&self) -> Result<serde_json::Value, String> {
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect_timeout(&self.hooks, ANSWER_WITHIN)?;
@@ -225,6 +239,9 @@ impl Stage {
     }
 
     /// Waits until a writer gets something acknowledged.
+    ///
+    /// # Errors
+    /// They do not within a minute.
     pub fn wait_for_progress(&self) -> Result<(), String> {
         let begun = Instant::now();
         let acknowledged = || self.oracle().ok().and_then(|oracle| oracle["acknowledged"].as_u64());
