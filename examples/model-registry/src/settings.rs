@@ -32,6 +32,9 @@ pub struct Settings {
     pub per_second: f64,
     /// The record of what was begun and acknowledged, in a folder that is no store.
     pub record: PathBuf,
+    /// Whether writers also ask the database before each publication, for pauses by SQL.
+    #[serde(default)]
+    pub ask_database: bool,
     /// After so many seconds without a `resume` the pause lets go by itself.
     #[serde(default = "lease_seconds")]
     pub lease_seconds: f64,

@@ -14,6 +14,15 @@ use crate::content::Version;
 use crate::settings::{Bucket, Settings};
 use crate::{Attempted, Result};
 
+/// Holds writers back by SQL: waits until no publication is on its way, and lets none begin. A lock
+/// that readers do not feel: whoever copies the database meanwhile is not in its way.
+pub const HOLD: &str = "DO $$ BEGIN LOCK TABLE writing IN EXCLUSIVE MODE; UPDATE writing SET held = true; END $$";
+/// Lets writers go on.
+pub const LET_GO: &str = "UPDATE writing SET held = false";
+
+/// How often a writer that is held back looks again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
+
 /// How long one step may take before it counts as failed and is tried again.
 pub const STEP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -31,6 +40,7 @@ CREATE TABLE IF NOT EXISTS events (
   payload jsonb NOT NULL, at timestamptz NOT NULL DEFAULT now());
 CREATE TABLE IF NOT EXISTS counters (name text PRIMARY KEY, published bigint NOT NULL);
 CREATE TABLE IF NOT EXISTS writing (held boolean NOT NULL);
+INSERT INTO writing SELECT false WHERE NOT EXISTS (SELECT FROM writing);
 ";
 
 /// Connections to all stores, held by one writer or reader.
@@ -45,6 +55,8 @@ pub struct Stores {
     pub code: PathBuf,
     /// The folder of serving configuration.
     pub config: PathBuf,
+    /// A second session of the database, where publications ask before they begin.
+    keeper: Option<tokio_postgres::Client>,
 }
 
 impl Stores {
@@ -56,16 +68,42 @@ impl Stores {
             artifacts: bucket(&settings.s3)?,
             code: settings.code.clone(),
             config: settings.config.clone(),
+            keeper: if settings.ask_database { Some(database(&settings.postgres).await?) } else { None },
         })
+    }
+
+    /// Waits until the database lets publications begin, and keeps it so until
+    /// [`tell_database`](Self::tell_database).
+    async fn ask_database(&self) -> Result<()> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        loop {
+            keeper.batch_execute("BEGIN; LOCK TABLE writing IN ROW SHARE MODE").await.attempted("ask the database")?;
+            let row = keeper.query_one("SELECT held FROM writing", &[]).await.attempted("ask the database")?;
+            if !row.get::<_, bool>(0) {
+                return Ok(());
+            }
+            keeper.batch_execute("ROLLBACK").await.attempted("ask the database")?;
+            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+        }
+    }
+
+    /// The publication has ended; a pause need not wait for it any more.
+    async fn tell_database(&self) -> Result<()> {
+        match &self.keeper {
+            Some(keeper) => keeper.batch_execute("COMMIT").await.attempted("tell the database"),
+            None => Ok(()),
+        }
     }
 
     /// Publishes one version: all five stores, one after the other.
     pub async fn publish(&mut self, version: Version) -> Result<()> {
+        self.ask_database().await?;
         self.put_artifact(version).await?;
         let commit = commit(&self.code, version)?;
         in_time("write the rows", self.write_rows(version, &commit)).await?;
         self.point_cache(version, &commit)?;
-        write_config(&self.config, version, &commit)
+        write_config(&self.config, version, &commit)?;
+        self.tell_database().await
     }
 
     async fn put_artifact(&self, version: Version) -> Result<()> {
