@@ -7,6 +7,8 @@ pub mod memory;
 pub mod objects;
 mod phases;
 pub mod place;
+pub mod postgres;
+pub mod redis;
 pub mod sqlite;
 #[cfg(test)]
 mod trial;
@@ -62,7 +64,9 @@ pub static REGISTRY: &[&Registration] = &[
     &files::REGISTRATION,
     &sqlite::REGISTRATION,
     &objects::REGISTRATION,
+    &postgres::REGISTRATION,
     &git::REGISTRATION,
+    &redis::REGISTRATION,
 ];
 
 /// Finds a driver by name; the error lists the names there are.
