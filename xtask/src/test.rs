@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::rig::{self, Rig};
+use crate::soak::{self, Soak};
 
 /// How much to test.
 #[derive(Debug, clap::Args)]
@@ -17,6 +18,21 @@ pub struct TestArgs {
     /// Only what needs no installation, no server and no release build.
     #[arg(long)]
     pub quick: bool,
+    /// Instead of the tests: chaos on the example platform for so many minutes, judged by an oracle.
+    #[arg(long, value_name = "MINUTES", conflicts_with = "quick")]
+    pub soak: Option<f64>,
+    /// What the soak's random choices begin with.
+    #[arg(long, requires = "soak")]
+    pub seed: Option<u64>,
+    /// The soak runs programs as tests are built, instead of released ones.
+    #[arg(long, requires = "soak")]
+    pub dev: bool,
+    /// The soak's platform, described like `examples/model-registry/platform.yaml`.
+    #[arg(long, requires = "soak", value_name = "FILE")]
+    pub platform: Option<PathBuf>,
+    /// Publications per second in the soak; as fast as they can if not given.
+    #[arg(long, requires = "soak", default_value_t = 0.0)]
+    pub per_second: f64,
 }
 
 /// Programs that tests call, and the Debian packages that hold them.
@@ -45,6 +61,10 @@ struct Tally {
 
 /// Runs everything; returns whether nothing failed.
 pub fn run(root: &Path, args: &TestArgs) -> Result<bool, String> {
+    if let Some(minutes) = args.soak {
+        let (seed, dev, platform) = (args.seed, args.dev, args.platform.clone());
+        return soak::run(root, &Soak { minutes, seed, dev, platform, per_second: args.per_second });
+    }
     let mut tally = Tally::default();
     let (mut given, mut started) = (BTreeMap::new(), Vec::new());
     if args.quick {

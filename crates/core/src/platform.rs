@@ -109,6 +109,10 @@ pub struct Cut {
     pub level: Level,
     /// Lower levels that are accepted by name when the asked one is not reached.
     pub accept: Vec<Level>,
+    /// Stores that keep how far another store was filled. Such a cursor is pinned before its sink, so
+    /// that a restored platform does some work again and never leaves any out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cursors: Vec<Cursor>,
     /// How often the optimistic cut is tried before the pause steps run. Default 5.
     pub optimistic_tries: u32,
     /// How long writers may be held back, e.g. `5s`, `800ms`. Default `5s`.
@@ -123,11 +127,22 @@ impl Default for Cut {
         Self {
             level: Level::Strict,
             accept: Vec::new(),
+            cursors: Vec::new(),
             optimistic_tries: 5,
             pause_budget: "5s".to_owned(),
             accept_named_loss: false,
         }
     }
+}
+
+/// A store that keeps how far another one was filled: offsets, high-water marks, job queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Cursor {
+    /// The store that keeps the position.
+    pub cursor: StoreName,
+    /// The store that is filled.
+    pub sink: StoreName,
 }
 
 /// One step that holds writers back, with the step that lets them go. Both can be repeated safely.
@@ -192,7 +207,8 @@ fn post() -> String {
 pub struct Reference {
     /// The store whose data names something.
     pub from: StoreName,
-    /// A query in that store's language: first column the referent, second (optional) the owner.
+    /// A query in that store's language: first column the referent, second (optional) the owner. Or
+    /// `command:program arguments`: a program that prints `referent<TAB>owner` lines.
     pub query: String,
     /// The store that holds what is named.
     pub to: StoreName,

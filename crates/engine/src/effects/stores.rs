@@ -156,10 +156,11 @@ impl Hands {
         let scratch = self.head.scratch.join(format!("reference-{reference}"));
         let runtime = tokio::runtime::Handle::current();
         let (thread, store) = (format!("reference {reference}"), declared.from.clone());
+        let environment = self.head.platform.environment.to_string();
         let checked = on_thread(&thread, move || {
             std::fs::create_dir_all(&scratch).or_io(|| format!("cannot create the folder `{}`", scratch.display()))?;
             let (from, to) = ((from.as_ref(), Some(&pins.0)), (to.as_ref(), Some(&pins.1)));
-            references::check(&declared, from, to, &scratch, &context, &runtime)
+            references::check(&declared, &environment, from, to, &scratch, &context, &runtime)
         });
         let checked = checked.await.map_err(|error| error.store(store.as_str()).operation("references"))?;
         Ok(Outcome::References(checked.count()))
