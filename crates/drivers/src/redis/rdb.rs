@@ -191,12 +191,6 @@ impl<R: Read> Walker<R> {
         Ok(walker)
     }
 
-    /// A walker over the value alone, as `DUMP` gives it without type and ending.
-    pub fn of_value(source: R, is_valkey: bool) -> Self {
-        let source = BufReader::with_capacity(4 << 10, source);
-        Self { source, is_valkey, version: 0, database: 0, captured: None }
-    }
-
     /// What was passed since the last call.
     pub fn take_captured(&mut self) -> Vec<u8> {
         self.captured.as_mut().map(std::mem::take).unwrap_or_default()

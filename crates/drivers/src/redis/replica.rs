@@ -528,7 +528,7 @@ fn walk(source: &mut ImageSource<'_>, facts: &mut ImageFacts, collector: Option<
                     *facts.keys.entry(key.database).or_default() += 1;
                 }
                 match collector {
-                    Some(collector) if collector.wants(&key.name) => collector.key(&key, &mut walker)?,
+                    Some(collector) if collector.wants(&key) => collector.key(&key, &mut walker)?,
                     _ => walker.skip_value(key.kind)?,
                 }
             }
