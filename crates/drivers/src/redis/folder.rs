@@ -14,6 +14,7 @@ use stillpoint_core::tree::Tree;
 use super::Redis;
 use super::config::Ttl;
 use super::drain::{IMAGE, REPLAY, ServerPart, StoreFacts, now_millis};
+use super::rdb::Verified;
 use super::expiry::{Expiry, RewrittenCommands, RewrittenImage, unwrapped};
 
 /// Where servers look for their append-only file.
@@ -47,7 +48,8 @@ fn place(folder: &Path, part: &ServerPart) -> PathBuf {
 
 /// Image and commands of one server, with the times that the policy wants.
 fn readers<'a>(source: &'a dyn Tree, part: &ServerPart, expiry: Expiry) -> Result<[(&'static str, Box<dyn Read + 'a>); 2]> {
-    let (image, replay) = (source.open(&part.path(IMAGE)?)?, source.open(&part.path(REPLAY)?)?);
+    let image = Box::new(Verified::new(source.open(&part.path(IMAGE)?)?));
+    let replay = source.open(&part.path(REPLAY)?)?;
     if expiry == Expiry::Keep {
         return Ok([(BASE, image), (COMMANDS, replay)]);
     }

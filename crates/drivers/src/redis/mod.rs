@@ -278,3 +278,39 @@ impl Redis {
         Ok(())
     }
 }
+
+/// Counts the keys of an RDB file by database, looking into every value on the way.
+///
+/// # Errors
+/// `Corrupt` for bytes that are no such file, `Unsupported` for a version with unknown parts.
+pub fn count_keys(image: impl std::io::Read) -> Result<std::collections::BTreeMap<u32, u64>> {
+    let mut walker = rdb::Walker::new(image)?;
+    let mut counts = std::collections::BTreeMap::new();
+    loop {
+        match walker.next()? {
+            rdb::Item::End => return Ok(counts),
+            rdb::Item::Key(key) => {
+                walker.visit_value(key.kind, &mut |_| Ok(()))?;
+                *counts.entry(key.database).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Counts the commands of a stream as a master sends it, or of an append-only file.
+///
+/// # Errors
+/// `Corrupt` for bytes that are no such stream, `Unreachable` for one that ends within a command.
+pub fn count_commands(mut stream: impl std::io::BufRead) -> Result<u64> {
+    let mut count = 0;
+    while wire::read_command(&mut stream, u64::MAX)?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Whether bytes are one whole answer of a server.
+pub fn is_reply(mut bytes: &[u8]) -> bool {
+    wire::read_reply(&mut bytes).is_ok() && bytes.is_empty()
+}

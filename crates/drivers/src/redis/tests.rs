@@ -434,10 +434,7 @@ fn a_cluster_whose_slots_migrate_or_are_not_held_is_refused() {
         assert!(error.message().contains("migrating"), "{name}: {error}");
         nodes[0].hands().say("CLUSTER SETSLOT 100 STABLE");
         let pin = trial::pin(&driver, 1);
-        nodes[1].hands().say("CLUSTER DELSLOTS 9000");
-        let lost = trial::run(driver.still_valid(&Context::default(), &pin));
-        wait_until("the loss of a slot is known", || nodes[0].hands().say("CLUSTER INFO").contains("slots_assigned:16383"));
-        drop(lost);
+        nodes[0].hands().say(&format!("CLUSTER SETSLOT 100 MIGRATING {id}"));
         let lost = trial::run(driver.still_valid(&Context::default(), &pin)).unwrap();
         assert!(matches!(lost, Validity::Lost(_)), "{name}: {lost:?}");
     }
@@ -768,4 +765,433 @@ fn a_command_that_references_cannot_follow_is_an_error_with_a_way_out() {
             assert!(error.hint_text().unwrap().contains("mode: rdb"), "{name}");
         }
     }
+}
+
+fn fails<T: std::fmt::Debug>(result: Result<T>) -> stillpoint_core::Error {
+    result.unwrap_err()
+}
+
+fn signal(server: &Server, name: &str) {
+    let sent = Command::new("kill").args([name, &server.child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Waits until the driver, attached already, has received the image.
+fn await_image(driver: &Arc<dyn Driver>) {
+    wait_until("the image is here", || {
+        let position = trial::run(driver.observe(&Context::default())).unwrap();
+        position.is_some_and(|position| position.text.ends_with("written"))
+    });
+}
+
+#[test]
+fn a_server_that_is_away_or_shut_is_named() {
+    for (name, program) in programs("a_server_that_is_away_or_shut_is_named") {
+        let scratch = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let away = open(json!({ "url": format!("redis://127.0.0.1:{port}") }), scratch.path()).unwrap();
+        let error = fails(trial::run(away.prepare(&Context::default())));
+        assert_eq!((error.kind(), error.is_temporary()), (Kind::Unreachable, true), "{name}");
+        assert!(error.to_string().contains(&format!("cannot connect to 127.0.0.1:{port}")), "{error}");
+
+        let shut = Server::start(&program, &["--requirepass", "right"]);
+        let with = |password: Option<&str>| {
+            let mut settings = shut.settings();
+            if let Some(password) = password {
+                settings["password"] = json!(password);
+            }
+            open(settings, scratch.path()).unwrap()
+        };
+        let error = fails(trial::run(with(None).prepare(&Context::default())));
+        assert_eq!(error.kind(), Kind::Unauthenticated, "{name}: {error}");
+        assert!(error.hint_text().unwrap().contains("password:"), "{name}");
+        let error = fails(trial::run(with(Some("wrong")).prepare(&Context::default())));
+        assert_eq!(error.kind(), Kind::Unauthenticated, "{name}: {error}");
+        assert!(!format!("{error:?}").contains("wrong"), "a password is shown: {error:?}");
+        trial::run(with(Some("right")).prepare(&Context::default())).unwrap();
+        let open = Server::start(&program, &[]);
+        let mut settings = open.settings();
+        settings["password"] = json!("needless");
+        let needless = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
+        assert!(trial::run(needless.prepare(&Context::default())).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn the_least_privileges_are_enough_and_a_missing_one_is_named() {
+    for (name, program) in programs("the_least_privileges_are_enough_and_a_missing_one_is_named") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        source.hands().say("ACL SETUSER backup on >pw +psync +replconf +ping +info");
+        let mut settings = source.settings();
+        settings["user"] = json!("backup");
+        settings["password"] = json!("pw");
+        let opened = || open(settings.clone(), &source.folder.path().join("scratch")).unwrap();
+        let probe = trial::run(opened().probe(&Context::default())).unwrap();
+        assert_eq!(probe.missing_privileges, Vec::<String>::new(), "{name}");
+        assert!(probe.warnings.iter().any(|warning| warning.contains("+config|get")), "{name}: {:?}", probe.warnings);
+        let (tree, drained) = trial::back_up(&opened(), None);
+        assert_eq!(drained.items, 1, "{name}");
+        assert!(!tree.files().contains_key("acl.txt"), "{name}");
+        source.hands().say("ACL SETUSER backup -psync");
+        let error = fails(trial::run(opened().prepare(&Context::default())));
+        assert_eq!(error.kind(), Kind::PermissionDenied, "{name}: {error}");
+        assert!(error.hint_text().unwrap().contains("+psync"), "{name}: {:?}", error.hint_text());
+        source.hands().say("ACL SETUSER backup -replconf");
+        let probe = trial::run(opened().probe(&Context::default())).unwrap();
+        assert!(probe.missing_privileges[0].contains("ACL SETUSER backup +psync +replconf"), "{name}");
+    }
+}
+
+#[test]
+fn a_server_that_dies_or_falls_silent_fails_the_point_in_every_phase() {
+    for (name, program) in programs("a_server_that_dies_or_falls_silent_fails_the_point_in_every_phase") {
+        let start = || {
+            let server = Server::start(&program, &[]);
+            server.hands().say("DEBUG POPULATE 1000 key 1000");
+            let mut settings = server.settings();
+            settings["timeoutSeconds"] = json!(2);
+            let driver = open(settings, &server.folder.path().join("scratch")).unwrap();
+            trial::run(driver.prepare(&Context::default())).unwrap();
+            (server, driver)
+        };
+        let (mut server, driver) = start();
+        server.child.kill().unwrap();
+        server.child.wait().unwrap();
+        let error = fails(trial::run(driver.cut(&Context::default(), &trial::cut_id(1))));
+        assert_eq!(error.kind(), Kind::Unreachable, "{name} killed before the cut: {error}");
+        trial::run(driver.release(&Context::default(), &[])).unwrap();
+
+        let (mut server, driver) = start();
+        await_image(&driver);
+        let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
+        // All that the cut shows was received before the server died: the point is whole.
+        server.child.kill().unwrap();
+        server.child.wait().unwrap();
+        let (drain, _) = trial::drain(&driver, &pin, None).unwrap();
+        assert!(drain.tree.files()["dump.rdb"].len() > 10_000, "{name}");
+        assert_eq!(trial::run(driver.still_valid(&Context::default(), &pin)).unwrap(), Validity::Valid, "{name}");
+
+        let (server, driver) = start();
+        await_image(&driver);
+        signal(&server, "-STOP");
+        let begun = Instant::now();
+        let error = fails(trial::run(driver.cut(&Context::default(), &trial::cut_id(1))));
+        assert_eq!(error.kind(), Kind::TimedOut, "{name} stopped before the cut: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(15), "{name}");
+        signal(&server, "-CONT");
+        drop(driver);
+    }
+}
+
+#[test]
+fn a_server_that_stops_while_it_sends_its_image_is_not_waited_for_for_ever() {
+    for (name, program) in programs("a_server_that_stops_while_it_sends_its_image_is_not_waited_for_for_ever") {
+        // The child waits between keys, so that the image takes long.
+        for (what, kind) in [("-STOP", Kind::TimedOut), ("-KILL", Kind::Unreachable)] {
+            let server = Server::start(&program, &["--rdb-key-save-delay", "2000"]);
+            server.hands().say("DEBUG POPULATE 20000 key 1000");
+            let mut settings = server.settings();
+            settings["timeoutSeconds"] = json!(2);
+            let driver = open(settings, &server.folder.path().join("scratch")).unwrap();
+            let pin = trial::pin(&driver, 1);
+            signal(&server, what);
+            let error = fails(trial::drain(&driver, &pin, None).map(drop));
+            assert_eq!(error.kind(), kind, "{name} {what}: {error}");
+            let lost = trial::run(driver.still_valid(&Context::default(), &pin)).unwrap();
+            assert!(matches!(lost, Validity::Lost(_)), "{name} {what}: {lost:?}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_is_taken_up_again_while_the_server_has_the_commands() {
+    for (name, program) in programs("a_connection_that_breaks_is_taken_up_again_while_the_server_has_the_commands") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 0");
+        let driver = source.open().unwrap();
+        trial::run(driver.prepare(&Context::default())).unwrap();
+        await_image(&driver);
+        for turn in 0..3 {
+            source.hands().say("INCR a");
+            source.hands().say("CLIENT KILL TYPE replica");
+            source.hands().say(&format!("SET turn:{turn} x"));
+        }
+        let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
+        let (drain, _) = trial::drain(&driver, &pin, None).unwrap();
+        assert!(source.hands().say("INFO stats").contains("sync_partial_ok:"), "{name}");
+        assert!(!source.hands().say("INFO stats").contains("sync_partial_ok:0"), "{name}");
+        let target = Server::start(&program, &[]);
+        trial::restore(&target.open().unwrap(), &drain.tree, RestoreMode::Fresh, None).unwrap();
+        assert_eq!(target.hands().digest(), source.hands().digest(), "{name}");
+
+        let driver = source.open().unwrap();
+        trial::run(driver.prepare(&Context::default())).unwrap();
+        await_image(&driver);
+        source.hands().say("DEBUG CHANGE-REPL-ID");
+        source.hands().say("CLIENT KILL TYPE replica");
+        let lost = |driver: &Arc<dyn Driver>| trial::run(driver.cut(&Context::default(), &trial::cut_id(1)));
+        let error = fails(lost(&driver));
+        assert_eq!(error.kind(), Kind::PinLost, "{name}: {error}");
+
+        let driver = source.open().unwrap();
+        trial::run(driver.prepare(&Context::default())).unwrap();
+        source.hands().say(&format!("REPLICAOF 127.0.0.1 {}", target.port));
+        let error = fails(lost(&driver));
+        assert_eq!(error.kind(), Kind::PinLost, "{name}: {error}");
+        assert!(error.message().contains("no master"), "{name}: {error}");
+        let error = fails(trial::run(source.open().unwrap().prepare(&Context::default())));
+        assert!(error.hint_text().unwrap().contains(&format!("redis://127.0.0.1:{}", target.port)), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_slow_bucket_goes_to_disk_and_its_limit_is_kept() {
+    for (name, program) in programs("a_slow_bucket_goes_to_disk_and_its_limit_is_kept") {
+        let source = Server::start(&program, &[]);
+        let mut random = fastrand::Rng::with_seed(9);
+        let noise: Vec<u8> = (0..1_000_000).map(|_| random.u8(..)).collect();
+        for number in 0..40 {
+            source.hands().run(&[b"SET", format!("noise:{number}").as_bytes(), &noise]);
+        }
+        let opened = |mib: u64| {
+            let mut settings = source.settings();
+            settings["spoolMibMax"] = json!(mib);
+            open(settings, &source.folder.path().join("scratch")).unwrap()
+        };
+        let driver = opened(0);
+        trial::run(driver.prepare(&Context::default())).unwrap();
+        await_image(&driver);
+        let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
+        let (drain, _) = trial::drain(&driver, &pin, None).unwrap();
+        assert!(drain.tree.files()["dump.rdb"].len() > 40_000_000, "{name}");
+        let driver = opened(1);
+        trial::run(driver.prepare(&Context::default())).unwrap();
+        wait_until("the disk is full", || trial::run(driver.observe(&Context::default())).is_err());
+        let error = fails(trial::run(driver.cut(&Context::default(), &trial::cut_id(1))));
+        assert_eq!(error.kind(), Kind::Exhausted, "{name}: {error}");
+        assert!(error.to_string().contains("spoolMibMax"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_damaged_image_never_reaches_a_server_whole() {
+    for (name, program) in programs("a_damaged_image_never_reaches_a_server_whole") {
+        let source = Server::start(&program, &[]);
+        fill(&mut source.hands());
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let mut image = tree.files()["dump.rdb"].clone();
+        let middle = image.len() / 2;
+        image[middle] ^= 0x40;
+        let damaged = tree.with_file(&[b"dump.rdb"], image);
+        for by in ["master", "keys"] {
+            let target = Server::start(&program, &[]);
+            target.hands().say("SET old content");
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(by);
+            let driver = open(settings, target.folder.path()).unwrap();
+            let error = fails(trial::restore(&driver, &damaged, RestoreMode::InPlace, None));
+            assert_eq!(error.kind(), Kind::Corrupt, "{name} by {by}: {error}");
+            assert_eq!(target.hands().say("GET old"), "content", "{name} by {by}");
+            assert_eq!(target.hands().say("DBSIZE"), "1", "{name} by {by}");
+            assert!(target.hands().say("INFO replication").contains("role:master"), "{name} by {by}");
+        }
+    }
+}
+
+#[test]
+fn a_sentinel_is_told_from_a_server_and_its_master_is_left_alone() {
+    for (name, program) in programs("a_sentinel_is_told_from_a_server_and_its_master_is_left_alone") {
+        let master = Server::start(&program, &[]);
+        let (tree, _) = {
+            master.hands().say("SET a 1");
+            trial::back_up(&master.open().unwrap(), None)
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let (conf, port) = (folder.path().join("sentinel.conf"), free_port());
+        std::fs::write(&conf, format!("port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {} 1\n", master.port)).unwrap();
+        let mut child = Command::new(&program).arg(&conf).arg("--sentinel").stdout(Stdio::null()).spawn().unwrap();
+        wait_until("the Sentinel watches", || {
+            Hands::try_new(port).is_ok() && master.hands().say("CLIENT LIST").contains("name=sentinel-")
+        });
+        let scratch = tempfile::tempdir().unwrap();
+        let sentinel = open(json!({ "url": format!("redis://127.0.0.1:{port}") }), scratch.path()).unwrap();
+        let error = fails(trial::run(sentinel.probe(&Context::default())));
+        let refused = trial::restore(&master.open().unwrap(), &tree, RestoreMode::InPlace, None);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(error.message().contains("is a Sentinel"), "{name}: {error}");
+        assert!(error.hint_text().unwrap().contains(&format!("redis://127.0.0.1:{}", master.port)), "{name}: {error:?}");
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Conflict, "{name}: {refused}");
+        assert!(refused.hint_text().unwrap().contains("SENTINEL REMOVE"), "{name}");
+    }
+}
+
+#[test]
+fn users_come_back_when_asked_and_commands_are_carried_out() {
+    for (name, program) in programs("users_come_back_when_asked_and_commands_are_carried_out") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        source.hands().say("ACL SETUSER app on >pw ~app:* +get");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let target = Server::start(&program, &[]);
+        let mut settings = target.settings();
+        trial::restore(&target.open().unwrap(), &tree, RestoreMode::Fresh, None).unwrap();
+        assert!(!target.hands().say("ACL LIST").contains("user app"), "{name}");
+        settings["acl"] = json!(true);
+        let driver = open(settings, target.folder.path()).unwrap();
+        trial::restore(&driver, &tree, RestoreMode::InPlace, None).unwrap();
+        let users = |server: &Server| server.hands().run(&[b"ACL", b"LIST"]).into_iter().find(|line| line.starts_with(b"user app"));
+        assert!(users(&target).is_some(), "{name}");
+        assert_eq!(users(&target), users(&source), "{name}");
+        trial::run(driver.execute(&Context::default(), "CLIENT PAUSE 400 WRITE")).unwrap();
+        let begun = Instant::now();
+        target.hands().say("SET a 2");
+        assert!(begun.elapsed() > Duration::from_millis(200), "{name}");
+        trial::run(driver.execute(&Context::default(), "CLIENT UNPAUSE")).unwrap();
+        assert_eq!(fails(trial::run(driver.execute(&Context::default(), " "))).kind(), Kind::Config);
+        assert!(trial::run(driver.execute(&Context::default(), "NO SUCH")).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_target_with_an_append_only_file_starts_again_with_the_restored_content() {
+    for (name, program) in programs("a_target_with_an_append_only_file_starts_again_with_the_restored_content") {
+        let source = Server::start(&program, &[]);
+        fill(&mut source.hands());
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let mut target = Server::start(&program, &["--appendonly", "yes"]);
+        trial::restore(&target.open().unwrap(), &tree, RestoreMode::Fresh, None).unwrap();
+        let digest = target.hands().digest();
+        assert_eq!(digest, source.hands().digest(), "{name}");
+        target.child.kill().unwrap();
+        target.child.wait().unwrap();
+        let folder = std::mem::replace(&mut target.folder, tempfile::tempdir().unwrap());
+        let again = Server::start_in(&program, folder, free_port(), &["--appendonly", "yes"]);
+        assert_eq!(again.hands().digest(), digest, "{name}");
+    }
+}
+
+#[test]
+fn what_the_other_family_wrote_is_refused_before_anything_changes() {
+    let programs = programs("what_the_other_family_wrote_is_refused_before_anything_changes");
+    let [(_, redis), (_, valkey)] = programs.as_slice() else { return };
+    let source = Server::start(valkey, &[]);
+    source.hands().say("SET a 1");
+    let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+    let target = Server::start(redis, &[]);
+    target.hands().say("SET old content");
+    let error = fails(trial::restore(&target.open().unwrap(), &tree, RestoreMode::InPlace, None));
+    assert_eq!(error.kind(), Kind::Unsupported, "{error}");
+    assert_eq!(target.hands().say("GET old"), "content");
+    // The other way round works: Valkey reads what Redis 7.0 wrote.
+    let source = Server::start(redis, &[]);
+    fill(&mut source.hands());
+    let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+    let target = Server::start(valkey, &[]);
+    let driver = target.open().unwrap();
+    trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
+    assert_eq!(trial::differences(&driver, &tree), Vec::<String>::new());
+    assert_eq!(target.hands().digest(), source.hands().digest());
+}
+
+/// A certificate for this machine, signed by an authority of the test's own.
+fn certificates(folder: &Path) -> bool {
+    let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca \
+        && openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=server \
+        && printf 'subjectAltName=IP:127.0.0.1' > ext && openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key \
+        -CAcreateserial -days 2 -extfile ext -out server.pem";
+    let made = Command::new("sh").args(["-c", script]).current_dir(folder).stderr(Stdio::null()).status();
+    made.is_ok_and(|status| status.success())
+}
+
+#[test]
+fn encrypted_servers_are_backed_up_and_restored() {
+    let test = "encrypted_servers_are_backed_up_and_restored";
+    for (name, program) in programs(test).into_iter().filter(|(name, _)| *name == "redis") {
+        let keys = tempfile::tempdir().unwrap();
+        if !certificates(keys.path()) {
+            return skip(test, "openssl is not installed");
+        }
+        let at = |file: &str| keys.path().join(file).to_str().unwrap().to_owned();
+        let tls_port = free_port().to_string();
+        let start = |port: &str, replication: &str| {
+            Server::start(&program, &["--tls-port", port, "--tls-cert-file", &at("server.pem"), "--tls-key-file", &at("server.key"),
+                "--tls-ca-cert-file", &at("ca.pem"), "--tls-auth-clients", "no", "--tls-replication", replication])
+        };
+        let open_at = |port: &str, ca: &str| {
+            open(json!({ "url": format!("rediss://127.0.0.1:{port}"), "ca": at(ca) }), keys.path()).unwrap()
+        };
+        let source = start(&tls_port, "no");
+        fill(&mut source.hands());
+        let (tree, _) = trial::back_up(&open_at(&tls_port, "ca.pem"), None);
+        for replication in ["no", "yes"] {
+            let port = free_port().to_string();
+            let target = start(&port, replication);
+            let driver = open_at(&port, "ca.pem");
+            trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
+            assert_eq!(target.hands().digest(), source.hands().digest(), "{name} {replication}");
+        }
+        let untrusted = tempfile::tempdir().unwrap();
+        assert!(certificates(untrusted.path()));
+        std::fs::copy(untrusted.path().join("ca.pem"), keys.path().join("other.pem")).unwrap();
+        let error = fails(trial::run(open_at(&tls_port, "other.pem").prepare(&Context::default())));
+        assert_eq!(error.kind(), Kind::Unreachable, "{name}: {error}");
+        assert!(error.message().contains("TLS"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn settings_that_cannot_be_are_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (settings, word) in [
+        (json!({}), "not named"),
+        (json!({ "url": "redis://h", "directory": "/d" }), "both"),
+        (json!({ "directory": "d" }), "absolute"),
+        (json!({ "url": "http://h" }), "scheme"),
+        (json!({ "url": "redis://user:pw@h" }), "password"),
+        (json!({ "url": "redis://h/3" }), "one database"),
+        (json!({ "url": "redis://h", "certificate": "/c" }), "go together"),
+        (json!({ "url": "redis://h", "timeoutSeconds": 0 }), "out of range"),
+        (json!({ "url": "redis://h", "colour": 1 }), "colour"),
+        (json!({ "url": "redis://h", "mode": "fast" }), "fast"),
+    ] {
+        let error = open(settings.clone(), scratch.path()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Config, "{settings}");
+        assert!(error.to_string().contains(word), "{settings}: {error}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn foreign_bytes_never_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400), kind in 0_u8..30) {
+        let image = [&b"REDIS0011\xfe\x00"[..], &[kind], b"\x01k", &bytes].concat();
+        super::count_keys(&image[..]).ok();
+        super::count_keys(&[b"VALKEY080", &image[9..]].concat()[..]).ok();
+        super::count_commands(&bytes[..]).ok();
+        super::is_reply(&bytes);
+        for entries in [super::packed::listpack, super::packed::ziplist, super::packed::intset] {
+            entries(&bytes, &mut |_| Ok(())).ok();
+        }
+        super::packed::inflate(&bytes, 1000).ok();
+    }
+}
+
+#[test]
+fn replies_and_commands_are_read_as_they_are_written() {
+    let words: [&[u8]; 3] = [b"SET", b"a\r\n\0", b""];
+    let bytes = super::wire::encode(&words);
+    let command = super::wire::read_command(&mut &bytes[..], u64::MAX).unwrap().unwrap();
+    assert_eq!(command.arguments, words);
+    assert_eq!(command.wire_bytes, bytes.len() as u64);
+    let short = super::wire::read_command(&mut &bytes[..], 2).unwrap().unwrap();
+    assert_eq!((short.arguments[0].as_slice(), short.wire_bytes), (&b"SE"[..], bytes.len() as u64));
+    assert!(super::is_reply(b"*2\r\n$3\r\nabc\r\n:-5\r\n"));
+    assert!(super::is_reply(b"$-1\r\n"));
+    for wrong in [&b"$5\r\nabc\r\n"[..], b"*99999999999\r\n", b"$-2\r\n", b"", b"?x\r\n", b"$3\r\nabcd\r\n", b":x\r\n"] {
+        assert!(!super::is_reply(wrong), "{}", wrong.escape_ascii());
+    }
+    let deep = b"*1\r\n".repeat(100);
+    assert!(!super::is_reply(&deep));
 }
