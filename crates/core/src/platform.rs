@@ -278,7 +278,8 @@ pub struct RetentionPolicy {
 pub struct Limits {
     /// Memory for all drains together, in MiB. Default 96.
     pub memory_mib: u64,
-    /// Connections to stores, all drains together. Default 8.
+    /// Connections that one store may be asked for at a time, whatever its driver's own `connections`
+    /// says, and how many stores are drained at a time. Default 16.
     pub connections: u32,
     /// Upload to the bucket, in MiB/s; 0 means unlimited. Default 0.
     pub upload_mib_per_second: u64,
@@ -288,7 +289,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_mib: 96, connections: 8, upload_mib_per_second: 0, download_mib_per_second: 0 }
+        Self { memory_mib: 96, connections: 16, upload_mib_per_second: 0, download_mib_per_second: 0 }
     }
 }
 

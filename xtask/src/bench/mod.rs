@@ -1,4 +1,4 @@
-//! `cargo xtask bench files | pause`: speed and memory of whole processes, beside real peers in the same run.
+//! `cargo xtask bench files|pause|s3`: speed and memory of whole processes, beside real peers in the same run.
 //!
 //! Rounds are interleaved: every tool does a step before the next step begins, so that a machine
 //! whose speed drifts treats all alike. Medians are quoted, with the ratio ours / peer. Nothing
@@ -7,6 +7,7 @@
 mod files;
 mod measure;
 mod pause;
+mod s3;
 mod server;
 mod table;
 mod tools;
@@ -16,8 +17,8 @@ use std::path::{Path, PathBuf};
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which bench: `files` or `pause`.
-    #[arg(value_parser = ["files", "pause"])]
+    /// Which bench: `files`, `pause` or `s3`.
+    #[arg(value_parser = ["files", "pause", "s3"])]
     pub what: String,
     /// Also write the rows to this file.
     #[arg(long)]
@@ -28,7 +29,7 @@ pub struct BenchArgs {
     /// Rounds; medians are over these.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
-    /// Share of the full input, 1.0 = 2 GB. Smaller ones are for trying the bench itself.
+    /// Share of the full input, 1.0 = 2 GB, or 100,000 objects. Smaller ones are for trying the bench itself.
     #[arg(long, default_value_t = 1.0)]
     pub scale: f64,
     /// Only these cases, by name; default all but `s3` and `million`, which must be asked for.
@@ -52,6 +53,7 @@ pub struct BenchArgs {
 pub fn run(root: &Path, args: &BenchArgs) -> Result<(), String> {
     let rows = match args.what.as_str() {
         "pause" => pause::run(root, args)?,
+        "s3" => s3::run(root, args)?,
         _ => files::run(root, args)?,
     };
     println!("{}", table::render(&rows));

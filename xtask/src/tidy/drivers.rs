@@ -23,8 +23,8 @@ const EXTRA: &[(&str, &str)] = &[
     ("objects", "keys.rs"),
     // Listings of any length, sorted on disk.
     ("objects", "spool.rs"),
-    // Everything asynchronous: client.rs is the directory and the interface that both share.
-    ("objects", "bucket.rs"),
+    // A client of our own for S3, another for the rest: client.rs is the directory and the interface.
+    ("objects", "bucket"),
     // The spool of the walk before the cut, merge-joined in the drain.
     ("files", "spool.rs"),
     // Walk and judgement serve cut, drain and references alike.

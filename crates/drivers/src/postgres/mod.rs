@@ -36,12 +36,13 @@ mod swap;
 mod tests;
 mod tls;
 mod tools;
+mod verify;
 mod wire;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::error::{Error, Result};
 
 pub use config::{Roles, Settings, Tls};
 
@@ -59,7 +60,8 @@ pub static REGISTRATION: Registration = Registration {
     readme: include_str!("README.md"),
     open: |request| Ok(Arc::new(Phased::new(Postgres::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
-    into_folder: config::into_folder,
+    into_folder: None,
+    policy: |_| Ok(None),
 };
 
 /// The phases, by the pages they stand on.
@@ -74,7 +76,7 @@ static PHASES: Phases<Postgres> = Phases {
     release: cut::release,
     identity: Postgres::identity,
     restore: restore::restore,
-    verify: |_, _, _| Err(Error::new(Kind::Unsupported, "not built yet")),
+    verify: verify::verify,
     stamp: stamp::stamp,
     read_stamp: stamp::read_stamp,
     occupied: stamp::occupied,

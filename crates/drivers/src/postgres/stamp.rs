@@ -31,11 +31,10 @@ pub(super) fn stamp(driver: &Postgres, stamp: &Stamp) -> Result<()> {
     for name in &names {
         let mut session = driver.connect(name, &context)?;
         let table = qualified(STAMP_SCHEMA, STAMP);
-        session.execute(&format!(
-            "BEGIN; CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; CREATE TABLE IF NOT EXISTS {table} (stamp pg_catalog.text); \
-             DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT",
-            literal(&text)
-        ))?;
+        if !has_table(&mut session, STAMP)? {
+            session.execute(&format!("CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; {}", table_of(STAMP)))?;
+        }
+        session.execute(&format!("BEGIN; DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT", literal(&text)))?;
         session.close();
     }
     names.iter().try_for_each(|name| open(&mut driver.connect(name, &context)?))
@@ -49,18 +48,30 @@ fn open(session: &mut Session) -> Result<()> {
     let table = qualified(STAMP_SCHEMA, OPENING);
     let rows = session.query(&format!("SELECT statement FROM {table} ORDER BY position"))?;
     let statements: Vec<String> = rows.iter().map(|row| row.string(0)).collect::<Result<_>>()?;
-    // One transaction: it is open and nothing is left to do, or it is closed.
-    session.execute(&format!("BEGIN; {}; DROP TABLE {table}; COMMIT", statements.join("; ")))
+    if statements.is_empty() {
+        return Ok(());
+    }
+    // One transaction: it is open and nothing is left to do, or it is closed. The table stays: removing it
+    // would wake event triggers.
+    session.execute(&format!("BEGIN; {}; DELETE FROM {table}; COMMIT", statements.join("; ")))
 }
 
-/// Notes what [`stamp`] is to do in the database of `session`.
+/// The statement that makes one of our tables.
+fn table_of(name: &str) -> String {
+    let columns = if name == STAMP { "stamp pg_catalog.text" } else { "position pg_catalog.int4, statement pg_catalog.text" };
+    format!("CREATE TABLE {} ({columns})", qualified(STAMP_SCHEMA, name))
+}
+
+/// Makes our tables in the database of `session`, and notes what [`stamp`] is to do in it. Done before
+/// event triggers are there, which would act on it.
 pub(super) fn plan_opening(session: &mut Session, statements: &[String]) -> Result<()> {
     let rows: Vec<String> =
         statements.iter().enumerate().map(|(at, statement)| format!("({at}, {})", literal(statement))).collect();
-    let table = qualified(STAMP_SCHEMA, OPENING);
     session.execute(&format!(
-        "CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; DROP TABLE IF EXISTS {table}; \
-         CREATE TABLE {table} (position pg_catalog.int4, statement pg_catalog.text); INSERT INTO {table} VALUES {}",
+        "CREATE SCHEMA {STAMP_SCHEMA}; {}; {}; INSERT INTO {} VALUES {}",
+        table_of(STAMP),
+        table_of(OPENING),
+        qualified(STAMP_SCHEMA, OPENING),
         rows.join(", ")
     ))
 }

@@ -1,5 +1,8 @@
 //! What is PostgreSQL's own.
 
+mod way_back;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +10,8 @@ use serde_json::{Value, json};
 use stillpoint_core::driver::{Context, Driver, EdgeQuery, Validity};
 use stillpoint_core::error::Kind;
 use stillpoint_core::tree::{Tree, TreePath, read_small};
-use stillpoint_testkit::MemoryTree;
+use stillpoint_testkit::conformance::{Content, Harness, Subject};
+use stillpoint_testkit::{MemoryTree, servers};
 
 use super::REGISTRATION;
 use super::layout::{self, Table, Total};
@@ -284,5 +288,149 @@ fn positions_are_equal_exactly_while_nobody_writes_and_edges_show_the_view() {
         assert!(trial::edges(&driver, Some(&pin), &query).is_err());
         let refused = EdgeQuery::From("DELETE FROM refs RETURNING key".to_owned());
         assert!(trial::edges(&driver, None, &refused).is_err());
+    }
+}
+
+/// Stores of the conformance suite: databases of a server that nobody else uses, because a position
+/// moves with every transaction of the server.
+struct PostgresHarness {
+    server: servers::Postgres,
+    bin: String,
+}
+
+impl PostgresHarness {
+    fn subject(&self, tables: bool) -> Box<dyn Subject> {
+        let name = format!("suite_{:016x}", fastrand::u64(..));
+        if tables {
+            self.server.sql("postgres", &format!("CREATE DATABASE {name}")).unwrap();
+        }
+        let url: url::Url = self.server.url(&name).parse().unwrap();
+        let subject = PostgresSubject { url, bin: self.bin.clone(), name, scratch: tempfile::tempdir().unwrap() };
+        if tables {
+            subject.sql(
+                &TABLES.map(|table| format!("CREATE TABLE {table} (key text PRIMARY KEY, value bytea);")).concat(),
+            );
+        }
+        Box::new(subject)
+    }
+}
+
+/// A key below `deep` has a table of its own, so that a part can hold it alone.
+const TABLES: [&str; 2] = ["items", "deep"];
+
+fn table_of(key: &str) -> &'static str {
+    if key.starts_with("deep/") { "deep" } else { "items" }
+}
+
+impl Harness for PostgresHarness {
+    fn source(&self) -> stillpoint_core::Result<Box<dyn Subject>> {
+        Ok(self.subject(true))
+    }
+
+    fn target(&self) -> stillpoint_core::Result<Box<dyn Subject>> {
+        Ok(self.subject(false))
+    }
+
+    fn part_of(&self, tree: &MemoryTree, key: &str) -> stillpoint_core::Result<Option<TreePath>> {
+        let mut database = None;
+        tree.list(&TreePath::parse("databases")?, &mut |node| {
+            database = Some(String::from_utf8(node.name).unwrap());
+            Ok(true)
+        })?;
+        TreePath::parse(&format!("databases/{}/data/public.{}", database.unwrap(), table_of(key))).map(Some)
+    }
+}
+
+/// One database, read and written by the server's own `psql`.
+struct PostgresSubject {
+    url: url::Url,
+    bin: String,
+    name: String,
+    scratch: tempfile::TempDir,
+}
+
+impl PostgresSubject {
+    fn sql(&self, statements: &str) -> String {
+        use std::io::Write;
+        let mut child = std::process::Command::new(std::path::Path::new(&self.bin).join("psql"))
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "-", self.url.as_str()])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let text = statements.to_owned();
+        let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()).unwrap());
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        assert!(output.status.success(), "{statements:.200}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for PostgresSubject {
+    fn drop(&mut self) {
+        let mut other = self.url.clone();
+        other.set_path("postgres");
+        let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        drop(servers::sql(self.bin.as_ref(), other.as_str(), &sql));
+    }
+}
+
+impl Subject for PostgresSubject {
+    fn open(&self) -> stillpoint_core::Result<Arc<dyn Driver>> {
+        let settings = json!({
+            "host": "127.0.0.1", "port": self.url.port().unwrap(), "user": "postgres", "tools": self.bin,
+            "password": servers::POSTGRES_PASSWORD, "databases": [self.name],
+        });
+        trial::open(&REGISTRATION, settings, self.scratch.path())
+    }
+
+    fn put(&self, key: &str, value: &[u8]) -> stillpoint_core::Result<()> {
+        let (table, value) = (table_of(key), hex::encode(value));
+        self.sql(&format!(
+            "INSERT INTO {table} VALUES ('{key}', '\\x{value}') ON CONFLICT (key) DO UPDATE SET value = excluded.value;"
+        ));
+        Ok(())
+    }
+
+    fn delete(&self, key: &str) -> stillpoint_core::Result<()> {
+        self.sql(&format!("DELETE FROM {} WHERE key = '{key}';", table_of(key)));
+        Ok(())
+    }
+
+    fn read(&self) -> stillpoint_core::Result<Content> {
+        let mut content = Content::new();
+        let mut other = self.url.clone();
+        other.set_path("postgres");
+        let sql = format!("SELECT count(*) FROM pg_database WHERE datname = '{}'", self.name);
+        if servers::sql(self.bin.as_ref(), other.as_str(), &sql).unwrap() == "0" {
+            return Ok(content);
+        }
+        for table in TABLES {
+            if self.sql(&format!("SELECT to_regclass('public.{table}') IS NOT NULL")).trim() != "t" {
+                continue;
+            }
+            for line in self.sql(&format!("SELECT key, encode(value, 'hex') FROM {table}")).lines() {
+                let (key, value) = line.split_once('|').unwrap();
+                content.insert(key.to_owned(), hex::decode(value).unwrap());
+            }
+        }
+        Ok(content)
+    }
+
+    fn edges(&self) -> stillpoint_core::Result<Option<(EdgeQuery, BTreeSet<Vec<u8>>)>> {
+        let keys = self.read()?.into_keys().map(String::into_bytes).collect();
+        let sql = "SELECT key, 'item' FROM items UNION ALL SELECT key, 'deep' FROM deep";
+        Ok(Some((EdgeQuery::From(sql.to_owned()), keys)))
+    }
+}
+
+#[test]
+fn keeps_the_contract() {
+    for Rig { name, bin, .. } in rigs() {
+        let server = servers::Postgres::start(bin.as_ref(), &["autovacuum=off"]).unwrap();
+        let harness = PostgresHarness { server, bin };
+        stillpoint_testkit::conformance::run(&harness).assert_clean(&format!("postgres ({name})"));
     }
 }

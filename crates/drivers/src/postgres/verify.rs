@@ -21,7 +21,7 @@ use super::restore::source::{self, Stored, StoredDatabase};
 use super::restore::{Way, pool};
 use super::session::Session;
 use super::tools::{self, Tools};
-use super::wire::{Tally, identifier, literal, qualified};
+use super::wire::{Tally, identifier, qualified};
 use super::{Postgres, client, stamp};
 
 /// Differences beyond this number are not listed.

@@ -14,10 +14,13 @@
 //! <https://valkey.io/topics/replication/>. Why the wire is our own: `docs/decisions/0009`.
 
 mod client;
+mod commands;
 mod config;
 mod cut;
 mod drain;
 mod edges;
+mod expiry;
+mod keys;
 mod master;
 mod packed;
 mod rdb;
@@ -57,7 +60,8 @@ pub static REGISTRATION: Registration = Registration {
     readme: include_str!("README.md"),
     open: |request| Ok(Arc::new(Phased::new(Redis::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
-    into_folder: config::into_folder,
+    into_folder: Some(config::into_folder),
+    policy: |_| Ok(None),
 };
 
 /// The phases, by the pages they stand on.
@@ -181,7 +185,7 @@ impl Redis {
                 incremental: false,
                 edges: false,
                 swaps_in_place: true,
-                partial_restore: false,
+                partial_restore: true,
             },
             missing_privileges,
             warnings,

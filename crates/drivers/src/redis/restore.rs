@@ -3,16 +3,18 @@
 //! Decides and keeps the old; the ways themselves are `master`, `keys` and `folder`.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
-use stillpoint_core::tree::{NodeKind, Tree, check_name};
+use stillpoint_core::tree::{self, NodeKind, Tree, check_name};
 
 use super::client::Connection;
-use super::config::{RestoreBy, Ttl};
-use super::drain::{IMAGE, REPLAY, ServerPart, StoreFacts};
+use super::config::RestoreBy;
+use super::drain::{self, ACL, IMAGE, REPLAY, ServerPart, StoreFacts};
+use super::expiry::{Expiry, RewrittenCommands, RewrittenImage, unwrapped};
+use super::keys::{self, Part, Writers};
 use super::master::{self, Feed};
 use super::replica::{Purpose, Replica};
 use super::server::{self, Node};
@@ -21,6 +23,8 @@ use super::{Redis, STAMP_KEY, wire};
 
 /// How the names of kept images begin.
 const KEPT: &str = "stillpoint-kept";
+/// The list of users is a line per user.
+const ACL_BYTES_MAX: u64 = 64 << 20;
 
 /// Writes the point, or a part of it, into the target.
 pub(super) fn restore(
@@ -44,44 +48,154 @@ pub(super) fn restore(
     }
     let bytes = facts.servers.iter().map(|part| part.image_bytes + part.cut_offset - part.image_offset).sum();
     context.expect_bytes(bytes);
+    let part = request.part.as_ref().filter(|part| !part.names().is_empty()).map(Part::parse).transpose()?;
+    let way = way(driver, &mut control, &info, &facts, part.as_ref())?;
     let mut kept = Vec::new();
     if occupied.is_some() {
         for node in &nodes {
             kept.push(keep(driver, node, &request.restore, context)?);
         }
     }
-    let outcome = fill(driver, context, source, &facts, &mut control, &info);
+    let job = Job { driver, context, source, facts: &facts, part: part.as_ref(), nodes: &nodes };
+    let outcome = match way {
+        Way::Master => job.as_master(&mut control),
+        Way::Keys => job.by_keys(occupied.is_some()),
+    };
     match outcome {
         Ok(mut restored) => {
             restored.kept_old = kept.iter().map(|path| path.display().to_string()).collect();
             Ok(restored)
         }
-        Err(error) => Err(undo(driver, &nodes, &kept, error)),
+        Err(error) => Err(undo(driver, &nodes, &kept, &way, error)),
     }
 }
 
-/// Loads the point into a target that may be overwritten.
-fn fill(
+/// How the target is reached.
+enum Way {
+    Master,
+    Keys,
+}
+
+fn way(
     driver: &Redis,
-    context: &Context,
-    source: &dyn Tree,
-    facts: &StoreFacts,
     control: &mut Connection,
     info: &str,
-) -> Result<Restored> {
-    let refused = master::refuses(control, info)?;
-    let [part] = facts.servers.as_slice() else {
-        return Err(Error::new(Kind::Unsupported, "key by key"));
+    facts: &StoreFacts,
+    part: Option<&Part>,
+) -> Result<Way> {
+    let refused = match (facts.servers.len(), part) {
+        (1, None) => master::refuses(control, info)?,
+        (1, Some(_)) => Some("a part is restored key by key".to_owned()),
+        _ => Some("the point is one of a cluster".to_owned()),
     };
-    if let Some(why) = refused {
-        return Err(Error::new(Kind::Unsupported, why));
+    let by_keys = |why: &str| match facts.servers.iter().find_map(|server| server.not_walked.as_ref()) {
+        None => Ok(Way::Keys),
+        Some(unknown) => Err(Error::new(Kind::Unsupported, format!("{why}; and key by key it cannot be restored: {unknown}"))
+            .hint("restore the whole point into a single server of the same version")),
+    };
+    match (driver.settings.restore_by, refused) {
+        (RestoreBy::Keys, _) => by_keys("`restoreBy: keys` is set"),
+        (_, None) => Ok(Way::Master),
+        (RestoreBy::Auto, Some(why)) => by_keys(&why),
+        (RestoreBy::Master, Some(why)) => {
+            Err(Error::new(Kind::Unsupported, why).hint("`restoreBy: auto` restores key by key instead"))
+        }
     }
-    let image = source.open(&part.path(IMAGE)?)?;
-    let feed = Feed { image, image_bytes: Some(size(source, part)?), replay: source.open(&part.path(REPLAY)?)? };
-    let bytes = master::feed(control, driver.settings.advertise.as_deref(), feed, context)?;
-    control.command(&["DEL", STAMP_KEY])?;
-    let items = server::key_count(control)?;
-    Ok(Restored { items, bytes, ..Restored::default() })
+}
+
+/// One restore into a target that may be overwritten.
+struct Job<'a> {
+    driver: &'a Redis,
+    context: &'a Context,
+    source: &'a dyn Tree,
+    facts: &'a StoreFacts,
+    part: Option<&'a Part>,
+    nodes: &'a [Node],
+}
+
+impl Job<'_> {
+    fn expiry(&self) -> Expiry {
+        Expiry::new(self.driver.settings.ttl, self.facts.at_millis, drain::now_millis())
+    }
+
+    fn as_master(&self, control: &mut Connection) -> Result<Restored> {
+        let [part] = self.facts.servers.as_slice() else { return Err(Error::internal("a cluster has no one master")) };
+        let (image, replay) = (self.source.open(&part.path(IMAGE)?)?, self.source.open(&part.path(REPLAY)?)?);
+        let bytes = size(self.source, part)?;
+        let expiry = self.expiry();
+        let feed = if expiry == Expiry::Keep {
+            Feed { image, image_bytes: Some(bytes), replay }
+        } else {
+            let replay = RewrittenCommands::new(BufReader::new(replay), expiry);
+            Feed { image: Box::new(RewrittenImage::new(image, expiry)?), image_bytes: None, replay: Box::new(replay) }
+        };
+        let bytes = master::feed(control, self.driver.settings.advertise.as_deref(), feed, self.context)?;
+        wait_for_rewrite(control, self.context)?;
+        control.command(&["DEL", STAMP_KEY])?;
+        let losses = self.acl(control)?;
+        Ok(Restored { items: server::key_count(control)?, bytes, losses, ..Restored::default() })
+    }
+
+    fn by_keys(&self, is_occupied: bool) -> Result<Restored> {
+        let mut writers = Writers::open(self.driver, self.nodes)?;
+        if is_occupied {
+            keys::clear(&mut writers, self.context, self.part)?;
+        }
+        let written = keys::restore(&mut writers, self.context, self.source, self.facts, self.part, self.expiry())?;
+        let mut losses = Vec::new();
+        let mut items = 0;
+        for node in self.nodes {
+            let mut control = Connection::open(&self.driver.access, &node.endpoint)?;
+            items += server::key_count(&mut control)?;
+            if self.part.is_none() {
+                losses.extend(self.acl(&mut control)?);
+            }
+        }
+        let items = if self.part.is_some() { written.keys } else { items };
+        Ok(Restored { items, bytes: written.bytes, losses, ..Restored::default() })
+    }
+
+    /// Brings the users back, but for `default`: its password is the target's own.
+    fn acl(&self, control: &mut Connection) -> Result<Vec<Loss>> {
+        let Some(part) = self.facts.servers.first().filter(|_| self.driver.settings.acl) else { return Ok(Vec::new()) };
+        let path = part.path(ACL)?;
+        if self.source.get(&path)?.is_none() {
+            let why = "the backup's user might not ask for it (+acl|list)".to_owned();
+            return Ok(vec![Loss { what: "ACL users".to_owned(), why }]);
+        }
+        let text = tree::read_small(self.source, &path, ACL_BYTES_MAX)?;
+        for line in String::from_utf8_lossy(&text).lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let ["user", name, rules @ ..] = words.as_slice() else { continue };
+            if *name == "default" || *name == self.driver.access.user() {
+                continue;
+            }
+            let mut command = vec!["ACL", "SETUSER", name, "reset"];
+            command.extend(rules);
+            control.command(&command)?;
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// A target that keeps an append-only file writes it anew after the load; until then a crash would
+/// bring the old content back.
+fn wait_for_rewrite(control: &mut Connection, context: &Context) -> Result<()> {
+    loop {
+        context.check()?;
+        let info = control.info("persistence")?;
+        let is = |name: &str| wire::info(&info, name) == Some("1");
+        if !is("aof_enabled") || !(is("aof_rewrite_in_progress") || is("aof_rewrite_scheduled")) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let info = control.info("persistence")?;
+    if wire::info(&info, "aof_enabled") == Some("1") && wire::info(&info, "aof_last_bgrewrite_status") != Some("ok") {
+        return Err(Error::new(Kind::Io, "the target could not write its append-only file anew")
+            .hint("see its log: the disk may be full"));
+    }
+    Ok(())
 }
 
 /// Bytes of the image as the tree has it.
@@ -163,10 +277,7 @@ fn keep(driver: &Redis, node: &Node, restore: &str, context: &Context) -> Result
     let mut piece = vec![0; 1 << 20];
     loop {
         context.check()?;
-        let count = reader.read(&mut piece).map_err(|error| match error.downcast::<Error>() {
-            Ok(ours) => ours,
-            Err(error) => Error::io(message(), error),
-        })?;
+        let count = reader.read(&mut piece).map_err(|error| unwrapped(error, "cannot keep the old content"))?;
         if count == 0 {
             break;
         }
@@ -184,8 +295,11 @@ fn unused(folder: &Path, name: &str) -> PathBuf {
 }
 
 /// Puts the old content back after a failure, or empties a target that was empty.
-fn undo(driver: &Redis, nodes: &[Node], kept: &[PathBuf], cause: Error) -> Error {
-    let undone = nodes.iter().enumerate().try_for_each(|(at, node)| undo_one(driver, node, kept.get(at)));
+fn undo(driver: &Redis, nodes: &[Node], kept: &[PathBuf], way: &Way, cause: Error) -> Error {
+    let undone = match way {
+        Way::Master => nodes.iter().enumerate().try_for_each(|(at, node)| undo_as_master(driver, node, kept.get(at))),
+        Way::Keys => undo_by_keys(driver, nodes, kept),
+    };
     match undone {
         Ok(()) => cause,
         Err(error) => {
@@ -198,17 +312,27 @@ fn undo(driver: &Redis, nodes: &[Node], kept: &[PathBuf], cause: Error) -> Error
     }
 }
 
-fn undo_one(driver: &Redis, node: &Node, kept: Option<&PathBuf>) -> Result<()> {
+/// The run may have been cancelled; the old content comes back all the same: no context is asked.
+fn undo_as_master(driver: &Redis, node: &Node, kept: Option<&PathBuf>) -> Result<()> {
     let (mut control, _) = server::open(&driver.access, &node.endpoint)?;
     let Some(path) = kept else {
         control.command(&["FLUSHALL", "SYNC"])?;
         control.ask(&[b"FUNCTION", b"FLUSH", b"SYNC"])?;
         return Ok(());
     };
-    // The run may have been cancelled; the old content comes back all the same.
-    let context = Context::default();
     let file = File::open(path).or_io(|| format!("cannot read {}", path.display()))?;
     let bytes = file.metadata().or_io(|| format!("cannot read {}", path.display()))?.len();
     let feed = Feed { image: Box::new(file), image_bytes: Some(bytes), replay: Box::new(std::io::empty()) };
-    master::feed(&mut control, driver.settings.advertise.as_deref(), feed, &context).map(drop)
+    master::feed(&mut control, driver.settings.advertise.as_deref(), feed, &Context::default()).map(drop)
+}
+
+fn undo_by_keys(driver: &Redis, nodes: &[Node], kept: &[PathBuf]) -> Result<()> {
+    let context = Context::default();
+    let mut writers = Writers::open(driver, nodes)?;
+    keys::clear(&mut writers, &context, None)?;
+    for path in kept {
+        let file = File::open(path).or_io(|| format!("cannot read {}", path.display()))?;
+        keys::put_back(&mut writers, Box::new(file), &context)?;
+    }
+    Ok(())
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use stillpoint_core::Result;
-use stillpoint_core::driver::{Driver, EdgeQuery};
+use stillpoint_core::driver::{Driver, EdgeQuery, RestoreMode};
 use stillpoint_core::tree::TreePath;
 use stillpoint_testkit::conformance::{self, Content, Harness, Subject};
 use stillpoint_testkit::{MemoryTree, skip};
@@ -237,5 +237,89 @@ impl Subject for Server {
 fn the_contract_holds() {
     for (name, program) in programs("the_contract_holds") {
         conformance::run(&Servers(program)).assert_clean(name);
+    }
+}
+
+/// Fills a server with every type of value that it has, in small and large form.
+fn fill(hands: &mut Hands) {
+    let mut random = fastrand::Rng::with_seed(5);
+    let big: Vec<u8> = (0..300_000).map(|_| random.u8(..)).collect();
+    hands.run(&[b"SET", b"bin\0\r\n\xff key", &big]);
+    hands.run(&[b"SET", b"compressible", &b"abcabcabd".repeat(2000)]);
+    for (key, value) in [("int8", "-5"), ("int16", "-3000"), ("int32", "2000000000"), ("int64", "9007199254740993")] {
+        hands.say(&format!("SET number:{key} {value}"));
+    }
+    hands.run(&[b"SET", b"empty", b""]);
+    hands.say("SET soon v PX 86400000");
+    hands.say("SET session:1 v EX 3600");
+    for number in 0..600 {
+        hands.say(&format!("RPUSH list:long item-{number}"));
+        hands.say(&format!("SADD set:words word-{number}"));
+        hands.say(&format!("SADD set:numbers {}", number * 7919));
+        hands.say(&format!("ZADD zset:long {}.5 member-{number}", number * 3));
+        hands.say(&format!("HSET hash:long field-{number} value-{number}"));
+        hands.say(&format!("XADD stream:long {}-{number} a {number} b text", 1000 + number));
+    }
+    hands.run(&[b"RPUSH", b"list:plain", &big, b"-1", b"127", b"128", b"-4096", b"70000", b"-9000000", b"5000000000"]);
+    hands.say("SADD set:small a b c 17");
+    hands.say("SADD set:ints 1 2 300 70000 5000000000");
+    hands.say("ZADD zset:small 1 a 2.5 b -inf c +inf d");
+    hands.say("HSET hash:small name model-1 artifact models/1.bin size 12");
+    hands.run(&[b"HSET", b"hash:big", b"f", &big]);
+    hands.say("PFADD hll a b c d");
+    hands.say("GEOADD geo 13.36 38.11 Palermo 15.08 37.50 Catania");
+    hands.say("SETBIT bits 1000 1");
+    hands.say("XGROUP CREATE stream:long g1 0");
+    hands.say("XGROUP CREATE stream:long g2 $");
+    hands.say("XREADGROUP GROUP g1 alice COUNT 5 STREAMS stream:long >");
+    hands.say("XREADGROUP GROUP g1 bob COUNT 3 STREAMS stream:long >");
+    hands.say("XACK stream:long g1 1001-1");
+    hands.say("XDEL stream:long 1010-10 1300-300");
+    hands.say("XADD stream:other * only here");
+    hands.say("XGROUP CREATECONSUMER stream:long g2 idle");
+    hands.run(&[b"FUNCTION", b"LOAD", b"#!lua name=lib\nredis.register_function('answer', function() return 42 end)"]);
+    for database in 1..16 {
+        hands.say(&format!("SELECT {database}"));
+        hands.say(&format!("SET only:{database} {database}"));
+        hands.say("RPUSH shared a b c");
+    }
+    hands.say("SELECT 0");
+}
+
+/// Everything that the driver promises of a copy: the server's own digest, its functions, its groups.
+fn proof(hands: &mut Hands) -> Vec<String> {
+    let mut seen = vec![hands.digest(), hands.say("FUNCTION LIST WITHCODE")];
+    for line in ["XINFO STREAM stream:long FULL", "XPENDING stream:long g1", "PEXPIRETIME session:1", "INFO keyspace"] {
+        let text = hands.say(line);
+        // Ages of consumers and averages of times to live move by themselves.
+        let lines = text.split("seen-time").next().unwrap_or_default();
+        seen.push(lines.lines().map(|line| line.split(",avg_ttl").next().unwrap_or(line)).collect::<Vec<_>>().join("\n"));
+    }
+    seen
+}
+
+#[test]
+fn every_type_comes_back_as_the_servers_own_digest_has_it() {
+    for (name, program) in programs("every_type_comes_back_as_the_servers_own_digest_has_it") {
+        let source = Server::start(&program, &[]);
+        fill(&mut source.hands());
+        let (tree, drained) = trial::back_up(&source.open().unwrap(), None);
+        assert_eq!(drained.unit, "keys", "{name}");
+        let expected = proof(&mut source.hands());
+        for restore_by in ["master", "keys"] {
+            let target = Server::start(&program, &[]);
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(restore_by);
+            let driver = open(settings, target.folder.path()).unwrap();
+            let restored = trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
+            assert_eq!(restored.items, drained.items, "{name} by {restore_by}");
+            assert_eq!(proof(&mut target.hands()), expected, "{name} by {restore_by}");
+            assert_eq!(trial::differences(&driver, &tree), Vec::<String>::new(), "{name} by {restore_by}");
+            assert_eq!(target.hands().say("CONFIG GET masterauth"), "masterauth ");
+            target.hands().say("XACK stream:long g1 1002-2");
+            target.hands().say("HSET hash:small artifact other");
+            let found = trial::differences(&driver, &tree);
+            assert_eq!(found.len(), 2, "{name} by {restore_by}: {found:?}");
+        }
     }
 }

@@ -80,14 +80,19 @@ pub(super) fn statistics(way: &Way<'_>, database: &str, stored: &StoredDatabase,
     analyze(way, database, "EXISTS (SELECT FROM pg_catalog.pg_statistic_ext s WHERE s.stxrelid = c.oid)")
 }
 
-/// Every table by itself, and partitioned ones from their top, which looks at all partitions.
+/// Every table by itself, and partitioned ones from their top, which looks at all partitions; unless one
+/// of these is elsewhere, and may not be reached.
 const ALL_TABLES: &str = "true";
 
 fn analyze(way: &Way<'_>, database: &str, which: &str) -> Result<()> {
     let mut session = way.connect(database)?;
     let rows = session.query(&format!(
         "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind IN ('r', 'm', 'p') AND NOT c.relispartition AND c.oid >= 16384 AND c.relpersistence <> 't' AND {which} \
+         CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(pg_catalog.pg_partition_root(c.oid)) t \
+           JOIN pg_catalog.pg_class f ON f.oid = t.relid WHERE f.relkind = 'f') AS is_elsewhere) e \
+         WHERE CASE c.relkind WHEN 'r' THEN NOT c.relispartition OR is_elsewhere WHEN 'm' THEN true \
+           WHEN 'p' THEN NOT c.relispartition AND NOT is_elsewhere ELSE false END \
+         AND c.oid >= 16384 AND c.relpersistence <> 't' AND {which} \
          ORDER BY pg_catalog.pg_relation_size(c.oid) DESC"
     ))?;
     session.close();

@@ -5,6 +5,7 @@
 //! one connection are filled by several at once instead, file by file.
 
 use std::io::Read;
+use std::sync::{Mutex, PoisonError};
 
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::TreePath;
@@ -57,9 +58,31 @@ pub(super) fn tables(way: &Way<'_>, database: &str, stored: &StoredDatabase, loa
         }
     }
     let begin = format!("{BEGIN}; {}", replica_role(way, database)?);
-    pool::run(way, (database, &begin), jobs, &|session, job| match job {
-        Job::Whole(load) => whole(way, session, stored, load),
-        Job::File(load, file) => one_file(way, session, stored, load, *file),
+    // Rows move to another partition where types or collations hash or sort otherwise than at the source,
+    // as enums always do. The server chooses the partition then, after every one of them was emptied.
+    let misplaced = Mutex::new(Vec::new());
+    let later = |load, file| misplaced.lock().unwrap_or_else(PoisonError::into_inner).push((load, file));
+    pool::run(way, (database, &begin), jobs, &|session, job| {
+        let (load, done) = match job {
+            Job::Whole(load) => (load, whole(way, session, stored, load)),
+            Job::File(load, file) => (load, one_file(way, session, stored, load, *file, &load.into)),
+        };
+        match (done, job) {
+            (Err(error), Job::Whole(load)) if is_misplaced(&error) => {
+                (0..load.table.files).for_each(|file| later(*load, file));
+                session.execute("ROLLBACK")
+            }
+            (Err(error), Job::File(load, file)) if is_misplaced(&error) => {
+                later(*load, *file);
+                Ok(())
+            }
+            (done, _) => done.map_err(|error| of(load, error)),
+        }
+    })?;
+    let misplaced = misplaced.into_inner().unwrap_or_else(PoisonError::into_inner);
+    pool::run(way, (database, &begin), misplaced, &|session, (load, file)| {
+        let top = root(session, &load.into.0, &load.into.1)?.unwrap_or_else(|| load.into.clone());
+        one_file(way, session, stored, load, *file, &top).map_err(|error| of(load, error))
     })
 }
 
@@ -96,34 +119,23 @@ fn whole(way: &Way<'_>, session: &mut Session, stored: &StoredDatabase, load: &L
     session.execute(&format!("BEGIN; TRUNCATE TABLE ONLY {}", qualified(schema, name)))?;
     let files: Vec<TreePath> = (0..load.table.files).map(|file| stored.rows(load.table, file)).collect::<Result<_>>()?;
     let statement = copy_statement(load, (schema, name), true, &stored.about.encoding);
-    match copy(way, session, &statement, &files) {
-        Ok(rows) => {
-            expect(load, rows, load.total.rows)?;
-            session.execute("COMMIT")
-        }
-        Err(error) if is_misplaced(&error) => {
-            session.execute("ROLLBACK")?;
-            (0..load.table.files).try_for_each(|file| one_file(way, session, stored, load, file))
-        }
-        Err(error) => Err(of(load, error)),
-    }
+    let rows = copy(way, session, &statement, &files)?;
+    expect(load, rows, load.total.rows)?;
+    session.execute("COMMIT")
 }
 
 /// One file of a table, in a statement of its own.
-fn one_file(way: &Way<'_>, session: &mut Session, stored: &StoredDatabase, load: &Load<'_>, file: u64) -> Result<()> {
+fn one_file(
+    way: &Way<'_>,
+    session: &mut Session,
+    stored: &StoredDatabase,
+    load: &Load<'_>,
+    file: u64,
+    into: &(String, String),
+) -> Result<()> {
     let path = [stored.rows(load.table, file)?];
-    let (schema, name) = (load.into.0.as_str(), load.into.1.as_str());
-    let statement = copy_statement(load, (schema, name), false, &stored.about.encoding);
-    let rows = match copy(way, session, &statement, &path) {
-        // Rows move to another partition where types or collations hash or sort otherwise than at the
-        // source, as enums always do: then the server chooses the partition.
-        Err(error) if is_misplaced(&error) => {
-            let Some((schema, name)) = root(session, schema, name)? else { return Err(of(load, error)) };
-            let statement = copy_statement(load, (&schema, &name), false, &stored.about.encoding);
-            copy(way, session, &statement, &path).map_err(|error| of(load, error))?
-        }
-        other => other.map_err(|error| of(load, error))?,
-    };
+    let statement = copy_statement(load, (&into.0, &into.1), false, &stored.about.encoding);
+    let rows = copy(way, session, &statement, &path)?;
     let expected = usize::try_from(file).ok().and_then(|file| load.total.file(file)).map_or(rows, |tally| tally.rows);
     expect(load, rows, expected)
 }
@@ -257,27 +269,20 @@ fn about_object(object: &LargeObject, with_owner: bool) -> String {
 pub(super) fn in_transaction(way: &Way<'_>, session: &mut Session, stored: &StoredDatabase, load: &Load<'_>) -> Result<()> {
     (0..load.table.files).try_for_each(|file| {
         session.execute("SAVEPOINT file")?;
-        let path = [stored.rows(load.table, file)?];
-        let mut into = load.into.clone();
-        let statement = copy_statement(load, (&into.0, &into.1), false, &stored.about.encoding);
-        let rows = match copy(way, session, &statement, &path) {
+        match one_file(way, session, stored, load, file, &load.into) {
             Err(error) if is_misplaced(&error) => {
                 session.execute("ROLLBACK TO SAVEPOINT file")?;
-                into = root(session, &into.0, &into.1)?.ok_or(error)?;
-                let statement = copy_statement(load, (&into.0, &into.1), false, &stored.about.encoding);
-                copy(way, session, &statement, &path)
+                let Some(top) = root(session, &load.into.0, &load.into.1)? else { return Err(of(load, error)) };
+                one_file(way, session, stored, load, file, &top).map_err(|error| of(load, error))?;
             }
-            other => other,
-        };
-        let expected = usize::try_from(file).ok().and_then(|file| load.total.file(file)).map(|tally| tally.rows);
-        let rows = rows.map_err(|error| of(load, error))?;
-        expect(load, rows, expected.unwrap_or(rows))?;
+            done => done.map_err(|error| of(load, error))?,
+        }
         session.execute("RELEASE SAVEPOINT file")
     })
 }
 
 /// The statements that set the sequences to where they stood; nothing else of the script is run.
-pub(super) fn sequence_statements(way: &Way<'_>, stored: &StoredDatabase) -> Result<Vec<String>> {
+pub(in super::super) fn sequence_statements(way: &Way<'_>, stored: &StoredDatabase) -> Result<Vec<String>> {
     let script = source::script(way.source, &stored.file(super::super::layout::SEQUENCES)?)?.unwrap_or_default();
     let all = super::statements::statements(&script).into_iter();
     Ok(all.filter(|text| text.starts_with("SELECT pg_catalog.setval(")).map(str::to_owned).collect())

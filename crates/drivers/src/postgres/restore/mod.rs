@@ -6,17 +6,17 @@
 //! do they get their names, in one transaction. A restore that fails removes what it built and leaves
 //! what was there as it was.
 
-mod archive;
+pub(super) mod archive;
 mod check;
 pub(super) mod database;
 mod finish;
 mod grants;
-mod load;
+pub(super) mod load;
 mod part;
-mod pool;
+pub(super) mod pool;
 mod roles;
-mod source;
-mod statements;
+pub(super) mod source;
+pub(super) mod statements;
 
 use std::path::Path;
 
@@ -36,28 +36,28 @@ use super::{Postgres, stamp};
 
 /// What every page of the way back works with.
 pub(super) struct Way<'a> {
-    driver: &'a Postgres,
-    settings: &'a Settings,
-    context: &'a Context,
-    source: &'a dyn Tree,
+    pub(super) driver: &'a Postgres,
+    pub(super) settings: &'a Settings,
+    pub(super) context: &'a Context,
+    pub(super) source: &'a dyn Tree,
 }
 
 impl<'a> Way<'a> {
-    fn new(driver: &'a Postgres, context: &'a Context, source: &'a dyn Tree) -> Self {
+    pub(super) fn new(driver: &'a Postgres, context: &'a Context, source: &'a dyn Tree) -> Self {
         Self { driver, settings: &driver.settings, context, source }
     }
 
     /// A session on a database of the target.
-    fn connect(&self, database: &str) -> Result<Session> {
+    pub(super) fn connect(&self, database: &str) -> Result<Session> {
         self.driver.connect(database, self.context)
     }
 
-    fn scratch(&self) -> &Path {
+    pub(super) fn scratch(&self) -> &Path {
         &self.driver.scratch
     }
 
     /// The programs that read the point's archives and talk to a server of version `major`.
-    fn tools(&self, stored: &Stored, major: u32) -> Result<Tools> {
+    pub(super) fn tools(&self, stored: &Stored, major: u32) -> Result<Tools> {
         let made_by = tools::major_in(&stored.server.tool).unwrap_or(stored.server.version_number / 10_000);
         Tools::find(self.settings, &self.driver.endpoint, self.scratch(), Wanted::Nearest(major.max(made_by)))
     }
@@ -208,9 +208,11 @@ fn build(
     step(Step::Indexes, restored)?;
     fill_views(way, building, stored)?;
     finish::statistics(way, building, stored, target.major)?;
+    let opening = database::opening(admin, &goal.name, stored, !manner.without_owners)?;
+    stamp::plan_opening(&mut way.connect(building)?, &opening)?;
     step(Step::EventTriggers, restored)?;
     restored.losses.append(&mut finish::inspect(way, building, stored)?);
-    complete(way, admin, goal, manner, restored)
+    complete(admin, goal, manner, restored)
 }
 
 /// Fills materialized views on a session of their own.
@@ -233,13 +235,9 @@ fn loads(stored: &StoredDatabase) -> Result<Vec<load::Load<'_>>> {
     stored.tables_with_rows().map(load).collect()
 }
 
-/// Settings, comment and owner; and what is to happen when the stamp is planted.
-fn complete(way: &Way<'_>, admin: &mut Session, goal: &Goal<'_>, manner: Manner, restored: &mut Restored) -> Result<()> {
+/// Settings, comment and owner.
+fn complete(admin: &mut Session, goal: &Goal<'_>, manner: Manner, restored: &mut Restored) -> Result<()> {
     let (stored, building) = (goal.stored, goal.building.as_str());
-    let opening = database::opening(admin, &goal.name, stored, !manner.without_owners)?;
-    let mut session = way.connect(building)?;
-    stamp::plan_opening(&mut session, &opening)?;
-    session.close();
     if let Some(comment) = &stored.about.comment {
         admin.execute(&format!("COMMENT ON DATABASE {} IS {}", identifier(building), super::wire::literal(comment)))?;
     }

@@ -19,7 +19,9 @@ use super::super::config::Roles;
 use super::super::layout::{self, Table, TableKind};
 use super::super::session::Session;
 use super::super::wire::{Row, identifier, literal, qualified};
+use super::super::swap::{self, Swap};
 use super::super::tools::Tools;
+use super::super::{client, stamp};
 use super::archive::{Archive, Entry, Manner, Step, closure};
 use super::source::{self, Stored, StoredDatabase};
 use super::{Way, check, database, finish, load};
@@ -91,44 +93,88 @@ fn unescaped(folder: &str) -> String {
     String::from_utf8_lossy(&name).into_owned()
 }
 
-/// Restores a schema or a table into a database that is there.
+/// Restores a schema or a table into a database that is there, or into a new one.
 pub(super) fn restore(way: &Way<'_>, stored: &Stored, part: &Part, request: &RestoreRequest) -> Result<Restored> {
     let Some(of) = stored.databases.first() else { return Err(Error::internal("a part without a database")) };
     let name = way.settings.target_name(&of.about.name, 1).to_owned();
     check::is_ours(way.settings, &name)?;
     let mut restored = Restored::default();
-    let mut session = way.connect(&name).map_err(|error| match error.kind() {
-        Kind::NotFound => error.hint("a schema or a table goes into a database that is there: create it, or restore it whole"),
-        _ => error,
-    })?;
-    let target = check::target(way, &mut session, stored, &mut restored.losses)?;
+    let mut admin = stamp::admin(way.driver, way.context, &[&name])?;
+    let target = check::target(way, &mut admin, stored, &mut restored.losses)?;
     let tools = way.tools(stored, target.major)?;
     let path = source::to_scratch(way.source, &of.file(layout::DUMP)?, way.scratch(), way.context)?;
     let archive = Archive::open(&tools, &path, way.context)?;
-    let chosen = Chosen::new(of, &archive.entries, part)?;
+    let mut chosen = Chosen::new(of, &archive.entries, part)?;
     chosen.name_what_is_cut(&archive.entries, &mut restored.losses);
-    let there = occupied(&mut session, &chosen)?;
-    if let (Some(seen), RestoreMode::Fresh) = (&there, request.mode) {
-        return Err(Error::new(Kind::AlreadyExists, format!("{seen} is there already"))
-            .context("database", &name)
-            .hint("replace it with --in-place: the old one is kept under another name"));
-    }
     context_of(way, of, &chosen)?;
-    // A failure or a lost connection takes all of it back.
-    session.execute("BEGIN")?;
-    if there.is_some() {
-        move_aside(&mut session, &name, &chosen, request, &mut restored)?;
+    if client::has_database(&mut admin, &name)? {
+        let mut session = way.connect(&name)?;
+        chosen.add_schemas(&archive.entries, &mut session)?;
+        into_old(way, &mut session, (of, &name), &chosen, (&archive, &tools), request, &mut restored)?;
+    } else {
+        chosen.add_support(&archive.entries);
+        let building = database::building_name(&name, &request.restore);
+        database::remove(way, &mut admin, &building)?;
+        database::create(&mut admin, &building, &of.about, target.major, &mut restored.losses)?;
+        let done = into_new(way, &mut admin, (of, &name, &building), &chosen, (&archive, &tools));
+        if let Err(error) = done {
+            return Err(match database::remove(way, &mut admin, &building) {
+                Ok(()) => error,
+                Err(cause) => error.context("left behind", format!("database {building} ({cause})")),
+            });
+        }
     }
-    fill(way, &mut session, of, &chosen, (&archive, &tools))?;
-    way.context.check()?;
-    session.execute("COMMIT")?;
-    session.close();
     for table in chosen.with_rows() {
         let total = of.total(table)?;
         restored.items += total.rows;
         restored.bytes += total.bytes;
     }
     Ok(restored)
+}
+
+/// Into a database that holds other things, which stay as they are.
+fn into_old(
+    way: &Way<'_>,
+    session: &mut Session,
+    (stored, name): (&StoredDatabase, &str),
+    chosen: &Chosen<'_>,
+    programs: (&Archive, &Tools),
+    request: &RestoreRequest,
+    restored: &mut Restored,
+) -> Result<()> {
+    let there = occupied(session, chosen)?;
+    if let (Some(seen), RestoreMode::Fresh) = (&there, request.mode) {
+        return Err(Error::new(Kind::AlreadyExists, format!("{seen} is there already"))
+            .context("database", name)
+            .hint("replace it with --in-place: the old one is kept under another name"));
+    }
+    // A failure or a lost connection takes all of it back.
+    session.execute("BEGIN")?;
+    if there.is_some() {
+        move_aside(session, name, chosen, request, restored)?;
+    }
+    fill(way, session, stored, chosen, programs)?;
+    way.context.check()?;
+    session.execute("COMMIT")
+}
+
+/// Into a database of its own, which holds nothing else.
+fn into_new(
+    way: &Way<'_>,
+    admin: &mut Session,
+    (stored, name, building): (&StoredDatabase, &str, &str),
+    chosen: &Chosen<'_>,
+    programs: (&Archive, &Tools),
+) -> Result<()> {
+    let mut session = way.connect(building)?;
+    session.execute("BEGIN")?;
+    fill(way, &mut session, stored, chosen, programs)?;
+    session.execute("COMMIT")?;
+    let opening = database::opening(admin, name, stored, way.settings.roles != Some(Roles::None))?;
+    stamp::plan_opening(&mut session, &opening)?;
+    session.close();
+    way.context.check()?;
+    swap::swap_all(admin, &[Swap { built: building.to_owned(), name: name.to_owned(), old_to: None }])
 }
 
 fn context_of(way: &Way<'_>, stored: &StoredDatabase, chosen: &Chosen<'_>) -> Result<()> {
@@ -170,6 +216,45 @@ impl<'a> Chosen<'a> {
             entries.iter().filter(|entry| wanted.contains(&entry.id)).filter_map(Entry::relation).collect();
         let tables = stored.tables.iter().filter(|table| relations.contains(&table.oid)).collect();
         Ok(Self { schema, tables, entries: wanted })
+    }
+
+    /// Adds the schemas that the database of `session` lacks.
+    fn add_schemas(&mut self, entries: &[Entry], session: &mut Session) -> Result<()> {
+        for table in &self.tables {
+            let there = session.query_one(&format!(
+                "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = {})",
+                literal(&table.schema)
+            ))?;
+            if !there.truth(0) {
+                let name = format!("- {} ", table.schema);
+                let schema = entries.iter().filter(|entry| entry.kind() == "SCHEMA" && entry.name().starts_with(&name));
+                self.entries.extend(schema.map(|entry| entry.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what the definitions need and no table is: schemas, types, functions, extensions.
+    fn add_support(&mut self, entries: &[Entry]) {
+        const SUPPORT: &[&str] = &[
+            "SCHEMA", "EXTENSION", "TYPE", "SHELL TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "AGGREGATE", "COLLATION", "OPERATOR",
+            "OPERATOR CLASS", "OPERATOR FAMILY", "TEXT SEARCH CONFIGURATION", "TEXT SEARCH DICTIONARY", "SERVER",
+            "FOREIGN DATA WRAPPER", "CAST", "SEQUENCE",
+        ];
+        loop {
+            let needed: BTreeSet<u32> =
+                entries.iter().filter(|entry| self.entries.contains(&entry.id)).flat_map(|entry| entry.needs.iter().copied()).collect();
+            let more: Vec<u32> = entries
+                .iter()
+                .filter(|entry| needed.contains(&entry.id) && SUPPORT.contains(&entry.kind()))
+                .map(|entry| entry.id)
+                .filter(|id| !self.entries.contains(id))
+                .collect();
+            if more.is_empty() {
+                return;
+            }
+            self.entries.extend(more);
+        }
     }
 
     fn with_rows(&self) -> impl Iterator<Item = &'a Table> {

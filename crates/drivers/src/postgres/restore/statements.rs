@@ -6,7 +6,7 @@
 
 /// Cuts `script` at the semicolons outside of quotes, dollar quotes and comments. Comments before a
 /// statement, and lines for psql (`\connect`, `\restrict`), are left out.
-pub(super) fn statements(script: &str) -> Vec<&str> {
+pub(in super::super) fn statements(script: &str) -> Vec<&str> {
     let bytes = script.as_bytes();
     let mut found = Vec::new();
     let mut at = 0;
@@ -37,22 +37,22 @@ pub(super) fn statements(script: &str) -> Vec<&str> {
 
 /// One word of a statement: a keyword or name as written, or what was within quotes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Word {
+pub(in super::super) struct Word {
     /// Names in lower case as the server folds them, quoted ones as they are.
-    pub(super) text: String,
+    pub(in super::super) text: String,
     /// Whether it stood in single or double quotes, so that it is no keyword.
-    pub(super) is_quoted: bool,
+    pub(in super::super) is_quoted: bool,
 }
 
 impl Word {
     /// Whether this is the keyword, given in upper case.
-    pub(super) fn is(&self, keyword: &str) -> bool {
+    pub(in super::super) fn is(&self, keyword: &str) -> bool {
         !self.is_quoted && self.text.eq_ignore_ascii_case(keyword)
     }
 }
 
 /// The words of one statement; signs such as commas are words of one character.
-pub(super) fn words(statement: &str) -> Vec<Word> {
+pub(in super::super) fn words(statement: &str) -> Vec<Word> {
     let bytes = statement.as_bytes();
     let mut found = Vec::new();
     let mut at = 0;
