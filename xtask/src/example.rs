@@ -101,8 +101,8 @@ fn make_folder(folder: &Path, given: &BTreeMap<String, String>) -> Result<(), St
 
 /// Released programs are what a newcomer should see.
 fn build(root: &Path, target: &Path) -> Result<PathBuf, String> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args(["build", "--release", "--package", "stillpoint", "--package", "model-registry"]);
+    let mut command = crate::test::cargo(root);
+    command.args(["build", "--release", "--package", "stillpoint", "--package", "model-registry"]);
     let status = command.status().map_err(|error| format!("cargo cannot be run: {error}"))?;
     if status.success() { Ok(target.join("release")) } else { Err("the programs do not build".to_owned()) }
 }

@@ -1,7 +1,6 @@
 //! Where the programs come from that the example platform is made of.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use stillpoint_testkit::platform::Programs;
 
@@ -29,8 +28,8 @@ pub fn get(root: &Path, release: bool) -> Result<Programs, String> {
 fn build(root: &Path, release: bool) -> Result<PathBuf, String> {
     let metadata = cargo_metadata::MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec();
     let target = metadata.map_err(|error| format!("cargo metadata: {error}"))?.target_directory;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args(["build", "--quiet", "--package", "stillpoint", "--package", "model-registry"]);
+    let mut command = crate::test::cargo(root);
+    command.args(["build", "--quiet", "--package", "stillpoint", "--package", "model-registry"]);
     if release {
         command.arg("--release");
     }

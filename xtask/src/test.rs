@@ -183,9 +183,16 @@ fn start_rigs(
     }
 }
 
-fn cargo(root: &Path) -> Command {
+/// Cargo in the workspace, as a person would call it. What `cargo run` set for us would make build
+/// scripts that look at it run again, and everything above them be built anew.
+pub fn cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name.to_string_lossy().starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

@@ -141,7 +141,8 @@ impl Bench {
                 self.note(case, "stillpoint", run);
             } else {
                 let synced = self.folder.join("synced");
-                let mut sync = self.rclone(&["sync", "--transfers", CONNECTIONS, "--checkers", CONNECTIONS, "--fast-list"]);
+                let mut sync =
+                    self.rclone(&["sync", "--transfers", CONNECTIONS, "--checkers", CONNECTIONS, "--fast-list"]);
                 let run = measure(sync.arg("--quiet").arg("rig:source").arg(&synced))?;
                 self.note(case, "rclone sync", run);
                 if self.has_restic {

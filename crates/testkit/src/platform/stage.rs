@@ -257,6 +257,22 @@ impl Stage {
         Err("the writers do not get on".to_owned())
     }
 
+    /// Starts the application again, whose writers then ask the database before each publication.
+    ///
+    /// # Errors
+    /// What did not start, and what it said.
+    pub fn ask_database(&mut self) -> Result<(), String> {
+        said(self.application.kill(), "the application")?;
+        said(self.application.wait(), "the application")?;
+        let path = self.path().join("app.json");
+        let text = said(std::fs::read_to_string(&path), "app.json")?;
+        let mut settings: serde_json::Value = said(serde_json::from_str(&text), "app.json")?;
+        settings["ask_database"] = true.into();
+        write_json(&path, &settings)?;
+        self.application = start_application(&self.programs, self.path())?;
+        self.wait_for_progress()
+    }
+
     /// Keeps the folder when the platform goes, for whoever wants to look further.
     pub fn keep(&mut self) -> PathBuf {
         self.folder.disable_cleanup(true);
