@@ -19,9 +19,9 @@ use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{self, Content, FileTime, Metadata, Sink, Tree, TreePath};
 
 use super::Redis;
-use super::cut::Shard;
+use super::cut::{Shard, State};
 use super::rdb::damaged;
-use super::replica::ImageFacts;
+use super::replica::{ImageFacts, Replica};
 use super::server::ServerFacts;
 use super::spool::QueueReader;
 use super::wire;
@@ -115,6 +115,15 @@ pub(super) fn now_millis() -> i64 {
 pub(super) fn drain(driver: &Redis, context: &Context, pin: &Pin, sink: &mut dyn Sink) -> Result<Drained> {
     context.check()?;
     let mut state = driver.state();
+    let outcome = all(&mut state, context, pin, sink);
+    if outcome.is_err() && state.is_drained {
+        // Whoever reads a stream of ours must not wait for what will not come.
+        state.shards.iter_mut().filter_map(|shard| shard.replica.as_mut()).for_each(Replica::detach);
+    }
+    outcome
+}
+
+fn all(state: &mut State, context: &Context, pin: &Pin, sink: &mut dyn Sink) -> Result<Drained> {
     if state.pinned.as_ref() != Some(pin) || state.is_drained {
         return Err(Error::new(Kind::PinLost, "the attachment was let go of, or is drained already"));
     }

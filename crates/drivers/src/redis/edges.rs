@@ -464,7 +464,7 @@ fn live(driver: &Redis, context: &Context, query: Query, visit: Visit<'_>) -> Re
         let purpose = Purpose {
             access: &driver.access,
             endpoint: &node.endpoint,
-            disk: Disk { folder: driver.scratch.clone(), bytes_max: u64::MAX },
+            disk: Disk::new(driver.scratch.clone(), u64::MAX, 1),
             image_only: true,
             collector: Some(std::sync::Arc::clone(&collector)),
         };

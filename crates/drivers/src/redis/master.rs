@@ -23,6 +23,8 @@ const ATTACH_WITHIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the target may take nothing and say nothing, unless it is loading.
 const SILENT_FOR: Duration = Duration::from_secs(120);
+/// How long a target may still load when the restore is over for another reason.
+const LOAD_WITHIN: Duration = Duration::from_secs(600);
 /// How much is sent at once.
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -60,7 +62,7 @@ pub(super) fn feed(
     let old = exchange_password(control, &listener.token)?;
     let outcome = serve(control, &listener, feed, context);
     // In this order: the target must not attach elsewhere with the old password.
-    let freed = control.command(&["REPLICAOF", "NO", "ONE"]);
+    let freed = free(control);
     let restored = old.map_or(Ok(()), |old| put_back(control, &old));
     let sent = outcome?;
     freed?;
@@ -81,6 +83,19 @@ pub(super) fn refuses(control: &mut Connection, info: &str) -> Result<Option<Str
     match control.ask(&[b"REPLICAOF", b"NO", b"ONE"])? {
         Reply::Error(text) => Ok(Some(format!("the target refuses REPLICAOF: {text}"))),
         _ => Ok(None),
+    }
+}
+
+/// Makes the target a master again; while it loads, it takes no such command.
+fn free(control: &mut Connection) -> Result<()> {
+    let until = Instant::now() + LOAD_WITHIN;
+    loop {
+        match control.command(&["REPLICAOF", "NO", "ONE"]) {
+            Err(error) if error.is_temporary() && !control.is_broken() && Instant::now() < until => {
+                std::thread::sleep(LOOK);
+            }
+            other => return other.map(drop),
+        }
     }
 }
 

@@ -172,7 +172,9 @@ impl Job<'_> {
             if *name == "default" || *name == self.driver.access.user() {
                 continue;
             }
-            let mut command = vec!["ACL", "SETUSER", name, "reset"];
+            // A user that is there already must not keep rules of its own.
+            control.command(&["ACL", "DELUSER", name])?;
+            let mut command = vec!["ACL", "SETUSER", name];
             command.extend(rules);
             control.command(&command)?;
         }
@@ -221,8 +223,16 @@ fn refuse_unfit(control: &mut Connection, info: &str, facts: &StoreFacts) -> Res
         wire::Reply::Array(modules) => modules.iter().filter_map(server::module).collect(),
         _ => Vec::new(),
     };
+    let databases: Option<u32> = control.config("databases")?.and_then(|count| count.parse().ok());
     for part in &facts.servers {
         let from = &part.server;
+        // A server that loads a database beyond its last one ends itself.
+        if let (Some(count), Some(highest)) = (databases, part.keys.keys().max())
+            && *highest >= count
+        {
+            return Err(Error::new(Kind::Config, format!("the target has {count} databases, the point uses {}", highest + 1))
+                .hint("raise `databases` in the target's configuration"));
+        }
         if !server::can_load((&from.software, &from.version), (&software, &version)) {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -268,7 +278,7 @@ fn keep(driver: &Redis, node: &Node, restore: &str, context: &Context) -> Result
     let purpose = Purpose {
         access: &driver.access,
         endpoint: &node.endpoint,
-        disk: Disk { folder: driver.scratch.clone(), bytes_max: u64::MAX },
+        disk: Disk::new(driver.scratch.clone(), u64::MAX, 1),
         image_only: true,
         collector: None,
     };

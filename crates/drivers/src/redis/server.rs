@@ -89,7 +89,8 @@ pub(super) fn version(info: &str) -> (String, String) {
 
 /// Refuses what cannot be the store itself: a Sentinel, a replica, a server that loads or is too old.
 pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result<()> {
-    if wire::info(info, "redis_mode") == Some("sentinel") {
+    // The name that Valkey has for it comes second.
+    if ["redis_mode", "server_mode"].iter().any(|name| wire::info(info, name) == Some("sentinel")) {
         return Err(sentinel(connection));
     }
     let (software, version) = version(info);

@@ -258,7 +258,7 @@ impl Compare<'_> {
         let purpose = Purpose {
             access: &self.driver.access,
             endpoint: &node.endpoint,
-            disk: Disk { folder: self.driver.scratch.clone(), bytes_max: u64::MAX },
+            disk: Disk::new(self.driver.scratch.clone(), u64::MAX, self.nodes.len()),
             image_only: true,
             collector: None,
         };
