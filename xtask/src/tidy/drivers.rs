@@ -23,8 +23,8 @@ const EXTRA: &[(&str, &str)] = &[
     ("objects", "keys.rs"),
     // Listings of any length, sorted on disk.
     ("objects", "spool.rs"),
-    // Everything asynchronous: client.rs is the directory and the interface that both share.
-    ("objects", "bucket.rs"),
+    // A client of our own for S3, another for the rest: client.rs is the directory and the interface.
+    ("objects", "bucket"),
     // The spool of the walk before the cut, merge-joined in the drain.
     ("files", "spool.rs"),
     // Walk and judgement serve cut, drain and references alike.
@@ -33,6 +33,25 @@ const EXTRA: &[(&str, &str)] = &[
     ("files", "snapshot.rs"),
     // All databases are put in place, or none.
     ("sqlite", "swap.rs"),
+    // The protocol's own I/O, and what it runs over.
+    ("postgres", "session.rs"),
+    ("postgres", "tls.rs"),
+    // SQL over the catalogs, for every phase.
+    ("postgres", "catalog.rs"),
+    // Names and descriptions in the tree, for both ways.
+    ("postgres", "layout.rs"),
+    // Sessions that show the view, and the streams that take them.
+    ("postgres", "pool.rs"),
+    ("postgres", "copy.rs"),
+    // The server's own programs, and what they are asked for.
+    ("postgres", "tools.rs"),
+    ("postgres", "dump.rs"),
+    // What a backup would meet; long, because each finding comes with its remedy.
+    ("postgres", "probe.rs"),
+    // Tests: each makes a server misbehave.
+    ("postgres", "faults.rs"),
+    // The operator's own SQL.
+    ("postgres", "edges.rs"),
     // Each side of the replication protocol: we as a replica, and as a master.
     ("redis", "replica.rs"),
     ("redis", "master.rs"),

@@ -63,7 +63,8 @@ pub static REGISTRATION: Registration = Registration {
     readme: include_str!("README.md"),
     open: |request| Ok(Arc::new(Phased::new(Redis::open(request)?, &PHASES).expecting_edges(Redis::expect_edges))),
     schema: || schemars::schema_for!(Settings),
-    into_folder: config::into_folder,
+    into_folder: Some(config::into_folder),
+    policy: |settings| Ok(Some(config::policy(settings))),
 };
 
 /// The phases, by the pages they stand on.

@@ -524,7 +524,7 @@ fn the_cut_is_exact_among_busy_writers_and_a_plain_server_starts_from_the_point(
         // As HOW-TO-RESTORE.txt says, and as `restore --to` writes it.
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
-        let settings = (REGISTRATION.into_folder)(&serde_json::from_value(source.settings()).unwrap(), &data);
+        let settings = (REGISTRATION.into_folder.unwrap())(&serde_json::from_value(source.settings()).unwrap(), &data);
         let files = open(serde_json::to_value(settings).unwrap(), folder.path()).unwrap();
         trial::restore(&files, &tree, RestoreMode::Fresh, None).unwrap();
         assert_eq!(trial::differences(&files, &tree), Vec::<String>::new());

@@ -7,7 +7,6 @@ use stillpoint_core::coordinator::{Micros, Outcome, Pinned, StoreDrained};
 use stillpoint_core::driver::{Context, Driver, EdgeQuery, Pin, Validity};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::id::{CutId, StoreName};
-use stillpoint_core::platform::Reference;
 use stillpoint_core::tree::Tree;
 use stillpoint_repo::SnapshotId;
 
@@ -85,12 +84,7 @@ impl Hands {
 
     /// What the references of the platform will ask of this store's pin.
     fn queries_of(&self, store: &StoreName) -> Vec<EdgeQuery> {
-        let of = |reference: &Reference| {
-            let from = (reference.from == *store).then(|| EdgeQuery::From(reference.query.clone()));
-            let to = (reference.to == *store).then(|| EdgeQuery::Held(reference.kind.clone()));
-            [from, to]
-        };
-        self.head.platform.references.iter().flat_map(of).flatten().collect()
+        self.head.platform.references.iter().flat_map(|reference| references::queries_of(reference, store)).collect()
     }
 
     pub(super) async fn observe(&self, store: &StoreName, context: &Context) -> Result<Outcome> {
@@ -169,10 +163,11 @@ impl Hands {
         let scratch = self.head.scratch.join(format!("reference-{reference}"));
         let runtime = tokio::runtime::Handle::current();
         let (thread, store) = (format!("reference {reference}"), declared.from.clone());
+        let environment = self.head.platform.environment.to_string();
         let checked = on_thread(&thread, move || {
             std::fs::create_dir_all(&scratch).or_io(|| format!("cannot create the folder `{}`", scratch.display()))?;
             let (from, to) = ((from.as_ref(), Some(&pins.0)), (to.as_ref(), Some(&pins.1)));
-            references::check(&declared, from, to, &scratch, &context, &runtime)
+            references::check(&declared, &environment, from, to, &scratch, &context, &runtime)
         });
         let checked = checked.await.map_err(|error| error.store(store.as_str()).operation("references"))?;
         Ok(Outcome::References(checked.count()))
