@@ -54,6 +54,7 @@ const EXTRA: &[(&str, &str)] = &[
     ("postgres", "edges.rs"),
     // Each side of the replication protocol: we as a replica, and as a master.
     ("redis", "replica.rs"),
+    ("redis", "image.rs"),
     ("redis", "master.rs"),
     // What servers say of themselves, and which of them hold which slots.
     ("redis", "server.rs"),

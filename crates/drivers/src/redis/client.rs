@@ -62,9 +62,12 @@ fn tls(settings: &Settings) -> Result<ClientConfig> {
     };
     let bundle = match &settings.ca {
         Some(path) => path.clone(),
-        None => SYSTEM_ROOTS.map(Path::new).into_iter().find(|path| path.exists()).map(Path::to_owned).ok_or_else(
-            || Error::new(Kind::Config, "this system keeps no list of trusted certificates").hint("ca: /path/to/ca.pem"),
-        )?,
+        None => {
+            SYSTEM_ROOTS.map(Path::new).into_iter().find(|path| path.exists()).map(Path::to_owned).ok_or_else(|| {
+                Error::new(Kind::Config, "this system keeps no list of trusted certificates")
+                    .hint("ca: /path/to/ca.pem")
+            })?
+        }
     };
     let mut roots = RootCertStore::empty();
     let certificates = CertificateDer::pem_file_iter(&bundle).map_err(|error| wrong(&bundle, error))?;
@@ -257,12 +260,11 @@ impl Connection {
         use std::io::ErrorKind as E;
         self.broken = true;
         match error.kind() {
-            E::WouldBlock | E::TimedOut => Error::new(
-                Kind::TimedOut,
-                format!("{} did not answer within {:.0?}", self.endpoint, self.timeout),
-            )
-            .temporary()
-            .hint("see whether the server is stopped, or busy with a long command"),
+            E::WouldBlock | E::TimedOut => {
+                Error::new(Kind::TimedOut, format!("{} did not answer within {:.0?}", self.endpoint, self.timeout))
+                    .temporary()
+                    .hint("see whether the server is stopped, or busy with a long command")
+            }
             E::InvalidData => Error::new(Kind::Unreachable, format!("TLS with {} failed", self.endpoint)).source(error),
             _ => Error::new(Kind::Unreachable, format!("the connection to {} broke", self.endpoint))
                 .temporary()

@@ -174,7 +174,8 @@ fn ask_all(driver: &Redis, state: &mut State) -> Result<Vec<String>> {
 /// The offset that a server states, if it still is the master that we attached to.
 fn offset(shard: &Shard, info: &str) -> Result<u64> {
     let lost = |why: &str| {
-        Error::new(Kind::PinLost, format!("{} {why}", shard.node.endpoint)).hint("the run is repeated with the new master")
+        Error::new(Kind::PinLost, format!("{} {why}", shard.node.endpoint))
+            .hint("the run is repeated with the new master")
     };
     if wire::info(info, "role") != Some("master") {
         return Err(lost("is no master any more"));

@@ -259,7 +259,11 @@ impl Collector {
                 let concerns = |argument: &Vec<u8>| self.queries.iter().any(|query| query.matches(database, argument));
                 if arguments.any(concerns) {
                     let name = String::from_utf8_lossy(&command.name()).into_owned();
-                    inner.fail(offset, Kind::Unsupported, format!("`{name}` was carried out on keys that references need"));
+                    inner.fail(
+                        offset,
+                        Kind::Unsupported,
+                        format!("`{name}` was carried out on keys that references need"),
+                    );
                 }
             }
         }

@@ -22,6 +22,7 @@ mod edges;
 mod effects;
 mod expiry;
 mod folder;
+mod image;
 mod keys;
 mod master;
 mod packed;
@@ -123,7 +124,13 @@ impl Redis {
         settings.validate().map_err(named)?;
         let password = settings.password.as_ref().map(|secret| (request.secrets)(secret)).transpose()?;
         let access = client::Access::new(&settings, password).map_err(named)?;
-        Ok(Self { settings, access, scratch: request.scratch.clone(), queries: Mutex::default(), state: Mutex::default() })
+        Ok(Self {
+            settings,
+            access,
+            scratch: request.scratch.clone(),
+            queries: Mutex::default(),
+            state: Mutex::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, cut::State> {

@@ -77,13 +77,7 @@ enum Way {
     Keys,
 }
 
-fn way(
-    driver: &Redis,
-    control: &mut Connection,
-    info: &str,
-    facts: &StoreFacts,
-    part: Option<&Part>,
-) -> Result<Way> {
+fn way(driver: &Redis, control: &mut Connection, info: &str, facts: &StoreFacts, part: Option<&Part>) -> Result<Way> {
     let refused = match (facts.servers.len(), part) {
         (1, None) => master::refuses(control, info)?,
         (1, Some(_)) => Some("a part is restored key by key".to_owned()),
@@ -91,8 +85,10 @@ fn way(
     };
     let by_keys = |why: &str| match facts.servers.iter().find_map(|server| server.not_walked.as_ref()) {
         None => Ok(Way::Keys),
-        Some(unknown) => Err(Error::new(Kind::Unsupported, format!("{why}; and key by key it cannot be restored: {unknown}"))
-            .hint("restore the whole point into a single server of the same version")),
+        Some(unknown) => {
+            Err(Error::new(Kind::Unsupported, format!("{why}; and key by key it cannot be restored: {unknown}"))
+                .hint("restore the whole point into a single server of the same version"))
+        }
     };
     match (driver.settings.restore_by, refused) {
         (RestoreBy::Keys, _) => by_keys("`restoreBy: keys` is set"),
@@ -230,8 +226,11 @@ fn refuse_unfit(control: &mut Connection, info: &str, facts: &StoreFacts) -> Res
         if let (Some(count), Some(highest)) = (databases, part.keys.keys().max())
             && *highest >= count
         {
-            return Err(Error::new(Kind::Config, format!("the target has {count} databases, the point uses {}", highest + 1))
-                .hint("raise `databases` in the target's configuration"));
+            return Err(Error::new(
+                Kind::Config,
+                format!("the target has {count} databases, the point uses {}", highest + 1),
+            )
+            .hint("raise `databases` in the target's configuration"));
         }
         if !server::can_load((&from.software, &from.version), (&software, &version)) {
             return Err(Error::new(

@@ -105,8 +105,9 @@ pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result
     if wire::info(info, "role") != Some("master") {
         let host = wire::info(info, "master_host").unwrap_or("?");
         let port = wire::info(info, "master_port").unwrap_or("?");
-        return Err(Error::new(Kind::Conflict, format!("{} is a replica", connection.endpoint()))
-            .hint(format!("a replica lags behind what was acknowledged; name its master: url: redis://{host}:{port}")));
+        return Err(Error::new(Kind::Conflict, format!("{} is a replica", connection.endpoint())).hint(format!(
+            "a replica lags behind what was acknowledged; name its master: url: redis://{host}:{port}"
+        )));
     }
     Ok(())
 }
@@ -142,7 +143,9 @@ pub(super) fn masters(connection: &mut Connection, info: &str) -> Result<Vec<Nod
     let held: u32 = nodes.iter().flat_map(|node| &node.slots).map(|(from, to)| u32::from(to - from) + 1).sum();
     if held != u32::from(SLOTS) {
         let message = format!("the cluster holds {held} of its {SLOTS} slots");
-        return Err(Error::new(Kind::Conflict, message).temporary().hint("see CLUSTER INFO; every slot needs a master"));
+        return Err(Error::new(Kind::Conflict, message)
+            .temporary()
+            .hint("see CLUSTER INFO; every slot needs a master"));
     }
     Ok(nodes)
 }
@@ -166,7 +169,8 @@ fn parse_nodes(text: &str, our_host: &str) -> Result<Vec<Node>> {
         }
         let address = address.split(['@', ',']).next().unwrap_or_default();
         let parsed = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
-        let (host, port) = parsed.ok_or_else(|| Error::new(Kind::Corrupt, "the cluster names an address that is none"))?;
+        let (host, port) =
+            parsed.ok_or_else(|| Error::new(Kind::Corrupt, "the cluster names an address that is none"))?;
         let host = if host.is_empty() { our_host } else { host };
         let range = |slot: &&str| {
             let (from, to) = slot.split_once('-').unwrap_or((slot, slot));
