@@ -66,7 +66,11 @@ impl Bench {
     fn rclone(&self, args: &[&str]) -> Command {
         let mut command = Command::new("rclone");
         let server = &self.server;
-        command.args(args).env("RCLONE_CONFIG", "/dev/null").env("RCLONE_CONFIG_RIG_TYPE", "s3");
+        command
+            .args(args)
+            .env_remove("AWS_CA_BUNDLE")
+            .env("RCLONE_CONFIG", "/dev/null")
+            .env("RCLONE_CONFIG_RIG_TYPE", "s3");
         command.env("RCLONE_CONFIG_RIG_PROVIDER", "Minio").env("RCLONE_CONFIG_RIG_REGION", "us-east-1");
         command.env("RCLONE_CONFIG_RIG_ENDPOINT", format!("http://{}", server.address));
         command.env("RCLONE_CONFIG_RIG_ACCESS_KEY_ID", &server.access_key_id);
@@ -141,7 +145,8 @@ impl Bench {
                 self.note(case, "stillpoint", run);
             } else {
                 let synced = self.folder.join("synced");
-                let mut sync = self.rclone(&["sync", "--transfers", CONNECTIONS, "--checkers", CONNECTIONS, "--fast-list"]);
+                let mut sync =
+                    self.rclone(&["sync", "--transfers", CONNECTIONS, "--checkers", CONNECTIONS, "--fast-list"]);
                 let run = measure(sync.arg("--quiet").arg("rig:source").arg(&synced))?;
                 self.note(case, "rclone sync", run);
                 if self.has_restic {

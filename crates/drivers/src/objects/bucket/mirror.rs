@@ -58,9 +58,11 @@ async fn copy_object(origin: &Origin<'_>, target: &Client, key: &[u8]) -> Result
     };
     let answer = origin.reader.client.head(which, None).await?;
     let mut attributes = facts::of_headers(&answer.headers);
-    if answer.header("x-amz-tagging-count").is_some_and(|count| count != "0") {
+    if answer.header("x-amz-tagging-count").is_none_or(|count| count != "0") {
         let text = origin.reader.client.document(which, "tagging", "s3:GetObjectTagging").await?;
-        attributes.push((crate::objects::wire::attribute_name("tags"), super::answers::tags(&text)?.into_bytes()));
+        let tags = super::answers::tags(&text)?;
+        attributes
+            .extend((!tags.is_empty()).then(|| (crate::objects::wire::attribute_name("tags"), tags.into_bytes())));
     }
     let headers: Vec<_> = facts::to_headers(&attributes, true)
         .into_iter()
