@@ -1,4 +1,4 @@
-//! `cargo xtask bench files|pause|s3`: speed and memory of whole processes, beside real peers in the same run.
+//! `cargo xtask bench WHAT`: speed and memory of whole processes, beside real peers in the same run.
 //!
 //! Rounds are interleaved: every tool does a step before the next step begins, so that a machine
 //! whose speed drifts treats all alike. Medians are quoted, with the ratio ours / peer. Nothing
@@ -7,6 +7,7 @@
 mod files;
 mod measure;
 mod pause;
+mod postgres;
 mod s3;
 mod server;
 mod table;
@@ -17,8 +18,8 @@ use std::path::{Path, PathBuf};
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
-    /// Which bench: `files`, `pause` or `s3`.
-    #[arg(value_parser = ["files", "pause", "s3"])]
+    /// Which bench.
+    #[arg(value_parser = ["files", "postgres", "s3", "pause"])]
     pub what: String,
     /// Also write the rows to this file.
     #[arg(long)]
@@ -52,8 +53,9 @@ pub struct BenchArgs {
 /// Runs the bench and prints its table.
 pub fn run(root: &Path, args: &BenchArgs) -> Result<(), String> {
     let rows = match args.what.as_str() {
-        "pause" => pause::run(root, args)?,
+        "postgres" => postgres::run(root, args)?,
         "s3" => s3::run(root, args)?,
+        "pause" => pause::run(root, args)?,
         _ => files::run(root, args)?,
     };
     println!("{}", table::render(&rows));

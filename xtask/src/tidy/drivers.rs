@@ -33,6 +33,25 @@ const EXTRA: &[(&str, &str)] = &[
     ("files", "snapshot.rs"),
     // All databases are put in place, or none.
     ("sqlite", "swap.rs"),
+    // The protocol's own I/O, and what it runs over.
+    ("postgres", "session.rs"),
+    ("postgres", "tls.rs"),
+    // SQL over the catalogs, for every phase.
+    ("postgres", "catalog.rs"),
+    // Names and descriptions in the tree, for both ways.
+    ("postgres", "layout.rs"),
+    // Sessions that show the view, and the streams that take them.
+    ("postgres", "pool.rs"),
+    ("postgres", "copy.rs"),
+    // The server's own programs, and what they are asked for.
+    ("postgres", "tools.rs"),
+    ("postgres", "dump.rs"),
+    // What a backup would meet; long, because each finding comes with its remedy.
+    ("postgres", "probe.rs"),
+    // Tests: each makes a server misbehave.
+    ("postgres", "faults.rs"),
+    // The operator's own SQL.
+    ("postgres", "edges.rs"),
 ];
 
 /// Complains about missing and about foreign files, and about drivers without registry line.

@@ -41,6 +41,11 @@ pub(super) trait Place: Send + Sync {
     /// Asks for one object; what is returned waits for it.
     fn begin(&self, key: &[u8], record: &Record) -> Result<Waiting>;
 
+    /// Whether an object of this key can be asked for.
+    fn can_ask_for(&self, _key: &[u8]) -> bool {
+        true
+    }
+
     /// How many objects are worth asking for ahead.
     fn ahead_max(&self) -> usize;
 

@@ -8,7 +8,7 @@ use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{self, FileTime, Metadata, Node, NodeKind, Sink, Tree, TreePath};
 
 use super::bucket::{mirror, policy};
-use super::client::{Fetched, Waiting};
+use super::client::{Fetched, Place, Waiting};
 use super::config::Mode;
 use super::cut::View;
 use super::spool::{Entries, Sorted};
@@ -225,6 +225,14 @@ fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn 
     writer.go_to(&[])
 }
 
+/// Why an object cannot be read at all.
+fn unreadable(place: &dyn Place, item: &Item) -> Option<&'static str> {
+    if item.record.is_archived() {
+        return Some("is kept in an archive, where it cannot be read: bring it back there, then take a new point");
+    }
+    (!place.can_ask_for(&item.key)).then_some("has a key that addresses on the web cannot hold, with `.` or `..` as a part")
+}
+
 fn above(names: &[Vec<u8>]) -> &[Vec<u8>] {
     &names[..names.len() - 1]
 }
@@ -354,8 +362,8 @@ impl Writer<'_> {
         };
         if let Some(node) = old.filter(|node| is_unchanged(node, &item.record, self.parent_cut_nanos)) {
             self.sink.reuse(name, &item.record.metadata(other_attributes(node)))?;
-        } else if item.record.is_archived() {
-            lose("is kept in an archive, where it cannot be read: bring it back there, then take a new point");
+        } else if let Some(why) = unreadable(self.driver.place.as_place(), item) {
+            lose(why);
             return Ok(());
         } else {
             let waiting = match asked {

@@ -135,7 +135,7 @@ fn hold(driver: &Postgres, facts: &Facts, database: &str, warm: usize, context: 
     )?;
     let remains = remains.string(0)?;
     let (relations, lock) = lock_tables(driver, &mut control, database)?;
-    let pool = Arc::new(Pool::new(&driver.endpoint, database));
+    let pool = Arc::new(Pool::new(&driver.endpoint, database, seconds));
     let locks = relations.iter().filter(|relation| relation.lockable()).count();
     // Where locks are scarce, tables are locked by who reads them, when he does.
     if (locks * (warm + 1)) as u64 <= facts.locks_max / 4 {
@@ -160,7 +160,11 @@ fn lock_tables(driver: &Postgres, control: &mut Session, database: &str) -> Resu
         if control.in_transaction() {
             control.execute("ROLLBACK")?;
         }
-        let relations = catalog::relations(control, &driver.settings)?;
+        let relations = match catalog::relations(control, &driver.settings) {
+            // It asks for the sizes of tables, and waits for them.
+            Err(error) if error.kind() == Kind::Locked => return Err(name_holders(control, error)),
+            other => other?,
+        };
         refuse_unreadable(driver, database, &relations)?;
         let lock = lock_statement(&relations);
         match control.execute(&format!("{BEGIN}; {lock}")) {
@@ -168,7 +172,7 @@ fn lock_tables(driver: &Postgres, control: &mut Session, database: &str) -> Resu
             Err(error) if error.kind() == Kind::NotFound && listing < LISTINGS_MAX => listing += 1,
             Err(error) if error.kind() == Kind::Locked => {
                 control.execute("ROLLBACK")?;
-                return Err(name_holders(control, &relations, error, database));
+                return Err(name_holders(control, error));
             }
             Err(error) => return Err(error),
         }
@@ -220,21 +224,19 @@ fn refuse_unreadable(driver: &Postgres, database: &str, relations: &[Relation]) 
     Ok(())
 }
 
-/// Says which table is held, and by whom.
-pub(super) fn name_holders(control: &mut Session, relations: &[Relation], error: Error, database: &str) -> Error {
-    let oids: Vec<String> = relations.iter().map(|relation| relation.oid.to_string()).collect();
-    let sql = format!(
-        "SELECT l.relation, l.pid, coalesce(a.usename, ''), left(coalesce(a.query, ''), 100), l.granted FROM pg_locks l \
-         JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' \
-         AND l.relation IN ({}) ORDER BY l.granted DESC LIMIT 1",
-        oids.join(", ")
-    );
-    let holder = control.query(&sql).ok().and_then(|rows| rows.into_iter().next()).and_then(|row| {
-        let oid: u32 = row.number(0).ok()?;
-        let label = relations.iter().find(|relation| relation.oid == oid)?.label();
+/// Says which table is held, and by whom. The session must not be in a failed transaction.
+pub(super) fn name_holders(session: &mut Session, error: Error) -> Error {
+    let sql = "SELECT n.nspname || '.' || c.relname, l.pid, coalesce(a.usename, ''), left(coalesce(a.query, ''), 100), \
+               l.granted FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid JOIN pg_class c ON c.oid = l.relation \
+               JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_database d ON d.oid = l.database \
+               WHERE d.datname = current_database() AND l.mode = 'AccessExclusiveLock' AND c.relkind IN ('r', 'p') \
+               AND n.nspname !~ '^pg_' ORDER BY l.granted DESC, c.relname LIMIT 1";
+    let database = session.database().to_owned();
+    let holder = session.query(sql).ok().and_then(|rows| rows.into_iter().next()).and_then(|row| {
         let verb = if row.truth(4) { "is held" } else { "is waited for" };
         Some(format!(
-            "table `{label}` of database `{database}` {verb} exclusively by process {} of role `{}`: {}",
+            "table `{}` of database `{database}` {verb} exclusively by process {} of role `{}`: {}",
+            row.text(0).ok()?,
             row.text(1).ok()?,
             row.text(2).ok()?,
             row.text(3).ok()?.split_whitespace().collect::<Vec<_>>().join(" ")

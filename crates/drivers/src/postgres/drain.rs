@@ -161,10 +161,9 @@ impl Drain<'_> {
     /// What the database holds, as the view shows it.
     fn contents(&mut self, database: &DatabaseView) -> Result<Contents> {
         let settings = &self.driver.settings;
+        let relations = self.held_relations(database)?;
         let mut lease = database.pool.take(self.context)?;
         let session = lease.session()?;
-        let relations = catalog::relations(session, settings)?;
-        self.hold_new_ones(database, &relations)?;
         let columns = catalog::columns(session)?;
         let sequences: Vec<Sequence> = catalog::sequences(session, settings)?;
         if let Some(hidden) = sequences.iter().find(|sequence| !sequence.readable) {
@@ -191,19 +190,23 @@ impl Drain<'_> {
         Ok(Contents { description, relations, columns, sequences, objects, object_copies, left_out })
     }
 
-    /// Tables that came between `prepare` and the cut are locked now, and none may have lost its rows
-    /// meanwhile: TRUNCATE and rewriting DDL show an older view an empty table.
-    fn hold_new_ones(&self, database: &DatabaseView, relations: &[Relation]) -> Result<()> {
+    /// The relations of the view, all of them held. Those that came between `prepare` and the cut are
+    /// locked now, and none may have lost its rows meanwhile: TRUNCATE and rewriting DDL show an older view
+    /// an empty table.
+    fn held_relations(&self, database: &DatabaseView) -> Result<Vec<Relation>> {
         let mut state = self.driver.state();
         let held = state.held.iter_mut().find(|held| held.database == database.name);
         let held = held.ok_or_else(|| Error::new(Kind::PinLost, "the view was released"))?;
+        // The session that holds the tables waits for none.
+        held.control.set_context(self.context);
+        let relations = catalog::relations(&mut held.control, &self.driver.settings)?;
         let new: Vec<Relation> = relations
             .iter()
             .filter(|relation| relation.lockable() && !held.locked.contains(&relation.oid))
             .cloned()
             .collect();
         if new.is_empty() {
-            return Ok(());
+            return Ok(relations);
         }
         match held.control.execute(&format!("{} NOWAIT", cut::lock_statement(&new))) {
             Ok(()) => {}
@@ -212,7 +215,7 @@ impl Drain<'_> {
             }
             Err(error) if error.kind() == Kind::Locked => {
                 let mut session = self.driver.connect(&database.name, self.context)?;
-                return Err(cut::name_holders(&mut session, &new, error, &database.name));
+                return Err(cut::name_holders(&mut session, error));
             }
             Err(error) => return Err(error),
         }
@@ -227,7 +230,7 @@ impl Drain<'_> {
             return Err(changed(&format!("{}.{}", row.text(0)?, row.text(1)?), &database.name));
         }
         held.locked.extend(new.iter().map(|relation| relation.oid));
-        Ok(())
+        Ok(relations)
     }
 
     /// Hands the rows of all tables to the sink; returns the tables as they stand in the tree.

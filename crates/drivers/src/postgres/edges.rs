@@ -79,14 +79,14 @@ fn question(sql: &str) -> Result<String> {
     Ok(format!("{trimmed}\n"))
 }
 
-/// `table.column` or `schema.table.column`, quoted.
+/// The table and the column of `rows:table.column` or `rows:schema.table.column`, quoted.
 fn parse_kind(kind: &str) -> Result<(String, String)> {
-    let parts: Vec<&str> = kind.split('.').collect();
+    let parts: Vec<&str> = kind.strip_prefix("rows:").map(|names| names.split('.').collect()).unwrap_or_default();
     match parts.as_slice() {
         [table, column] => Ok((identifier(table), identifier(column))),
         [schema, table, column] => Ok((format!("{}.{}", identifier(schema), identifier(table)), identifier(column))),
         _ => Err(Error::new(Kind::Unsupported, format!("`{kind}` is no kind of referent of a database"))
-            .hint("kind: schema.table.column")),
+            .hint("kind: rows:schema.table.column")),
     }
 }
 
@@ -170,8 +170,8 @@ mod tests {
     fn queries_and_kinds_are_checked() {
         assert_eq!(question(" SELECT 1; ").unwrap(), "SELECT 1\n");
         assert!(question(" ; ").is_err());
-        assert_eq!(parse_kind("models.key").unwrap(), ("\"models\"".to_owned(), "\"key\"".to_owned()));
-        assert_eq!(parse_kind("a.b.c").unwrap().0, "\"a\".\"b\"");
+        assert_eq!(parse_kind("rows:models.key").unwrap(), ("\"models\"".to_owned(), "\"key\"".to_owned()));
+        assert_eq!(parse_kind("rows:a.b.c").unwrap().0, "\"a\".\"b\"");
         assert!(parse_kind("keys").is_err());
     }
 }

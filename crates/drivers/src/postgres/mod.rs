@@ -25,6 +25,8 @@ mod cut;
 mod drain;
 mod dump;
 mod edges;
+#[cfg(test)]
+mod faults;
 mod layout;
 mod pool;
 mod probe;

@@ -20,6 +20,8 @@ pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 pub(super) struct Pool {
     endpoint: Endpoint,
     database: String,
+    /// No session waits longer for a table: who waits for a table exclusively waits for us, too.
+    lock_seconds: u32,
     state: Mutex<State>,
 }
 
@@ -40,8 +42,14 @@ struct Worker {
 }
 
 impl Pool {
-    pub(super) fn new(endpoint: &Endpoint, database: &str) -> Self {
-        Self { endpoint: endpoint.clone(), database: database.to_owned(), state: Mutex::default() }
+    pub(super) fn new(endpoint: &Endpoint, database: &str, lock_seconds: u32) -> Self {
+        Self { endpoint: endpoint.clone(), database: database.to_owned(), lock_seconds, state: Mutex::default() }
+    }
+
+    fn connect(&self, context: &Context) -> Result<Session> {
+        let mut session = Session::connect(&self.endpoint, &self.database, context)?;
+        session.execute(&format!("SET lock_timeout = '{}s'", self.lock_seconds))?;
+        Ok(session)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -52,7 +60,7 @@ impl Pool {
     /// table does not stop us from reading it; a lock fixes no view.
     pub(super) fn warm(&self, count: usize, lock: &str, context: &Context) -> Result<()> {
         for _ in 0..count {
-            let mut session = Session::connect(&self.endpoint, &self.database, context)?;
+            let mut session = self.connect(context)?;
             session.execute(&format!("{BEGIN}; {lock}"))?;
             self.state().idle.push(Worker { session, shows: None, locks: true });
         }
@@ -74,7 +82,7 @@ impl Pool {
         let mut worker = match idle {
             Some(worker) => worker,
             None => {
-                let session = Session::connect(&self.endpoint, &self.database, context)?;
+                let session = self.connect(context)?;
                 Worker { session, shows: None, locks: false }
             }
         };

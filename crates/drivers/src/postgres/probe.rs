@@ -146,8 +146,9 @@ fn look_at(
         "SELECT EXISTS (SELECT FROM pg_largeobject_metadata) AND NOT has_table_privilege('pg_largeobject', 'SELECT')",
     )?;
     if objects.truth(0) {
-        missing
-            .push(format!("database `{name}`: may not read large objects: GRANT SELECT ON pg_largeobject TO {user};"));
+        missing.push(format!(
+            "database `{name}`: may not read large objects (pg_largeobject): GRANT pg_read_all_data TO {user};"
+        ));
     }
     let named = |warnings: &mut Vec<String>, labels: &[String], text: &str| {
         if let Some(labels) = some_of(labels) {

@@ -568,13 +568,8 @@ impl Session {
         Ok(())
     }
 
-    fn server_error(&mut self, body: std::ops::Range<usize>, sql: &str) -> Error {
+    fn server_error(&self, body: std::ops::Range<usize>, sql: &str) -> Error {
         let said = ServerMessage::parse(&self.input[body]);
-        if matches!(said.severity.as_str(), "FATAL" | "PANIC") {
-            // The server closes the connection behind it.
-            self.usable = false;
-            self.transaction = b'I';
-        }
         said.into_error(format!("database `{}` refused: {}", self.database, shortened(sql)))
     }
 
@@ -614,7 +609,16 @@ impl Session {
                     self.transaction = *self.input[body.clone()].first().ok_or_else(wire::garbled)?;
                     return Ok((b'Z', body));
                 }
-                b'E' if !self.usable => return Err(self.lost()),
+                b'E' if self.process != 0 => {
+                    let said = ServerMessage::parse(&self.input[body.clone()]);
+                    if !matches!(said.severity.as_str(), "FATAL" | "PANIC") {
+                        return Ok((b'E', body));
+                    }
+                    // The server closes the connection behind it; whatever was asked has no answer.
+                    self.usable = false;
+                    self.transaction = b'I';
+                    return Err(said.into_error(format!("the server ended the session with {}", self.endpoint.address)));
+                }
                 tag => return Ok((tag, body)),
             }
         }

@@ -20,15 +20,15 @@ use super::wire::{Tally, identifier};
 use crate::trial::{self, run};
 
 /// A server that is up.
-struct Rig {
+pub(super) struct Rig {
     name: &'static str,
     url: url::Url,
     /// The folder of its programs.
-    bin: String,
+    pub(super) bin: String,
 }
 
 /// The rigs that are up.
-fn rigs() -> Vec<Rig> {
+pub(super) fn rigs() -> Vec<Rig> {
     let find = |name: &'static str| {
         let url = std::env::var(format!("STILLPOINT_RIG_{name}_URL")).ok()?.parse().ok()?;
         let bin = std::env::var(format!("STILLPOINT_RIG_{name}_BIN")).ok()?;
@@ -42,7 +42,7 @@ fn rigs() -> Vec<Rig> {
 }
 
 impl Rig {
-    fn session(&self, database: &str) -> Session {
+    pub(super) fn session(&self, database: &str) -> Session {
         Session::connect(&endpoint(&self.url), database, &Context::default()).unwrap()
     }
 
@@ -58,14 +58,14 @@ impl Rig {
 }
 
 /// A database of the test's own; gone with the value.
-struct Own<'a> {
-    rig: &'a Rig,
-    name: String,
+pub(super) struct Own<'a> {
+    pub(super) rig: &'a Rig,
+    pub(super) name: String,
     scratch: tempfile::TempDir,
 }
 
 impl<'a> Own<'a> {
-    fn new(rig: &'a Rig) -> Self {
+    pub(super) fn new(rig: &'a Rig) -> Self {
         Self::with(rig, "")
     }
 
@@ -75,15 +75,15 @@ impl<'a> Own<'a> {
         Self { rig, name, scratch: tempfile::tempdir().unwrap() }
     }
 
-    fn session(&self) -> Session {
+    pub(super) fn session(&self) -> Session {
         self.rig.session(&self.name)
     }
 
-    fn execute(&self, sql: &str) {
+    pub(super) fn execute(&self, sql: &str) {
         self.session().execute(sql).unwrap();
     }
 
-    fn open(&self, more: Value) -> Arc<dyn Driver> {
+    pub(super) fn open(&self, more: Value) -> Arc<dyn Driver> {
         trial::open(&REGISTRATION, self.rig.settings(&self.name, more), self.scratch.path()).unwrap()
     }
 
@@ -92,7 +92,7 @@ impl<'a> Own<'a> {
         read_small(tree, &TreePath::parse(&path).unwrap(), 1 << 30).unwrap()
     }
 
-    fn text(&self, tree: &MemoryTree, path: &str) -> String {
+    pub(super) fn text(&self, tree: &MemoryTree, path: &str) -> String {
         String::from_utf8(self.file(tree, path)).unwrap()
     }
 }

@@ -3,6 +3,7 @@
 //! Prepare attaches to every master as a replica; the fork that costs is over when it returns. The
 //! cut then names an offset in each stream, in one round trip. In mode `rdb` the fork is the cut.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use stillpoint_core::driver::{Context, Hold, Pin, Validity};
@@ -12,6 +13,7 @@ use stillpoint_core::position::Position;
 
 use super::client::Connection;
 use super::config::Mode;
+use super::edges::Collector;
 use super::replica::{Purpose, Replica};
 use super::server::{self, Node, Papers, ServerFacts};
 use super::spool::Disk;
@@ -35,6 +37,8 @@ pub(super) struct Shard {
     control: Connection,
     /// Attached in `prepare`, or in mode `rdb` in the cut.
     pub replica: Option<Replica>,
+    /// What references need of its image.
+    pub collector: Option<Arc<Collector>>,
     /// The offset of the cut.
     pub offset: u64,
 }
@@ -44,6 +48,8 @@ pub(super) struct Shard {
 pub(super) struct State {
     pub shards: Vec<Shard>,
     pub pinned: Option<Pin>,
+    /// When the cut was, in milliseconds since 1970.
+    pub cut_at_millis: i64,
     /// Whether the images were taken out of their queues, which can be done once.
     pub is_drained: bool,
     /// Whether the drain came to its end.
@@ -97,17 +103,18 @@ fn attach(driver: &Redis, node: Node, context: &Context) -> Result<Shard> {
     server::check_is_master(&mut control, &info)?;
     wait_for_child(&mut control, context)?;
     let (facts, papers) = server::facts(&mut control, &node, &info)?;
+    let collector = driver.collector();
     let replica = match driver.settings.mode {
         Mode::Rdb => None,
-        Mode::Replica => Some(replicate(driver, &node, false, context)?),
+        Mode::Replica => Some(replicate(driver, &node, collector.clone(), context)?),
     };
     // The server answers one after the other: whatever it answers now, it answers after the fork.
     control.command(&["PING"])?;
     control.set_timeout(ANSWER_WITHIN)?;
-    Ok(Shard { node, facts, papers, control, replica, offset: 0 })
+    Ok(Shard { node, facts, papers, control, replica, collector, offset: 0 })
 }
 
-fn replicate(driver: &Redis, node: &Node, image_only: bool, context: &Context) -> Result<Replica> {
+fn replicate(driver: &Redis, node: &Node, collector: Option<Arc<Collector>>, context: &Context) -> Result<Replica> {
     let bytes_max = match driver.settings.spool_mib_max {
         0 => u64::MAX,
         mib => mib << 20,
@@ -116,8 +123,8 @@ fn replicate(driver: &Redis, node: &Node, image_only: bool, context: &Context) -
         access: &driver.access,
         endpoint: &node.endpoint,
         disk: Disk { folder: driver.scratch.clone(), bytes_max },
-        image_only,
-        collector: driver.collector(node)?,
+        image_only: driver.settings.mode == Mode::Rdb,
+        collector,
     };
     Replica::attach(purpose, context)
 }
@@ -222,6 +229,7 @@ pub(super) fn cut(driver: &Redis, context: &Context, cut: &CutId) -> Result<Pin>
     let position = Position::new("redis-offset", parts.collect::<Vec<_>>().join(","));
     // Nothing of ours stays on a server: it drops a replica whose connection ends.
     let pin = Pin { cut: cut.clone(), position, remains: Vec::new() };
+    state.cut_at_millis = super::drain::now_millis();
     state.pinned = Some(pin.clone());
     Ok(pin)
 }
@@ -230,10 +238,14 @@ pub(super) fn cut(driver: &Redis, context: &Context, cut: &CutId) -> Result<Pin>
 fn fork(driver: &Redis, state: &mut State, context: &Context) -> Result<()> {
     for shard in &mut state.shards {
         shard.replica = None;
+        shard.collector = driver.collector();
     }
     let forked: Vec<Result<Replica>> = std::thread::scope(|scope| {
-        let nodes = state.shards.iter().map(|shard| &shard.node);
-        let tasks: Vec<_> = nodes.map(|node| scope.spawn(|| replicate(driver, node, true, context))).collect();
+        let attach = |shard: &Shard| {
+            let (node, collector) = (shard.node.clone(), shard.collector.clone());
+            scope.spawn(move || replicate(driver, &node, collector, context))
+        };
+        let tasks: Vec<_> = state.shards.iter().map(attach).collect();
         let panicked = |_| Err(Error::internal("attaching to a server panicked"));
         tasks.into_iter().map(|task| task.join().unwrap_or_else(panicked)).collect()
     });

@@ -44,7 +44,7 @@ pub(super) struct StoreFacts {
     pub format: u32,
     /// Whether the servers are a cluster.
     pub cluster: bool,
-    /// When the cut was drained, in milliseconds since 1970: what `ttl: shift` counts from.
+    /// When the cut was, in milliseconds since 1970: what `ttl: shift` counts from.
     pub at_millis: i64,
     /// The servers, by first slot.
     pub servers: Vec<ServerPart>,
@@ -118,7 +118,7 @@ pub(super) fn drain(driver: &Redis, context: &Context, pin: &Pin, sink: &mut dyn
     if state.pinned.as_ref() != Some(pin) || state.is_drained {
         return Err(Error::new(Kind::PinLost, "the attachment was let go of, or is drained already"));
     }
-    let now = now_millis();
+    let now = state.cut_at_millis;
     let seconds = now.div_euclid(1000);
     let meta = Metadata::stream(FileTime { seconds, nanos: 0 });
     let folder_meta = Metadata::folder(FileTime { seconds, nanos: 0 });

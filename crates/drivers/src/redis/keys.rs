@@ -14,7 +14,7 @@ use super::client::{Connection, refusal};
 use super::commands::{self, Table, Touched};
 use super::drain::{IMAGE, REPLAY, ServerPart, StoreFacts};
 use super::expiry::Expiry;
-use super::rdb::{CRC, Item, Key, Walker};
+use super::rdb::{CRC, Item, Key, Verified, Walker};
 use super::server::Node;
 use super::wire::{self, Command, Reply};
 use super::{Redis, is_stamp};
@@ -287,11 +287,11 @@ impl One<'_> {
     }
 
     fn image(&mut self, reader: Box<dyn Read + Send>) -> Result<()> {
-        let mut walker = Walker::new(reader)?;
+        let mut walker = Walker::new(Verified::new(reader))?;
         let version = u16::try_from(walker.version).map_err(|_| super::rdb::damaged("an impossible version"))?;
         loop {
             match walker.next()? {
-                Item::End => return Ok(()),
+                Item::End => return walker.finish(),
                 Item::Function(code) if self.part.is_none() => self.writers.function(&code)?,
                 Item::Key(key) if self.holds(key.database, &key.name) && !self.is_flushed(key.database, 0) => {
                     walker.capture(true);

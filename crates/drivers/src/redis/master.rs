@@ -187,7 +187,9 @@ fn serve(control: &mut Connection, listener: &Listener, mut feed: Feed<'_>, cont
     {
         return Err(Error::new(Kind::Corrupt, format!("the image has {sent} bytes instead of {expected}")));
     }
-    attached.end(feed.image_bytes.is_none())?;
+    if feed.image_bytes.is_none() {
+        attached.end(control)?;
+    }
     let replayed = attached.pour(&mut feed.replay, control)?;
     attached.confirm(replayed, control)?;
     sent += replayed;
@@ -333,15 +335,21 @@ impl Attached<'_> {
         }
     }
 
-    /// Ends the image; a mark does where its length was not announced.
-    fn end(&mut self, has_mark: bool) -> Result<()> {
-        let mark = if has_mark { self.mark.clone() } else { String::new() };
-        self.write(mark.as_bytes(), None)
+    /// Ends an image of unknown length. The target looks for the mark at the end of what it has
+    /// received: nothing may follow until it has seen it.
+    fn end(&mut self, control: &mut Connection) -> Result<()> {
+        let mark = self.mark.clone();
+        self.write(mark.as_bytes(), Some(control))?;
+        self.acknowledged(0, control)
     }
 
     /// Waits until the target has carried out `bytes` of commands.
     fn confirm(&mut self, bytes: u64, control: &mut Connection) -> Result<()> {
         self.write(&wire::encode(&[b"REPLCONF", b"GETACK", b"*"]), Some(control))?;
+        self.acknowledged(bytes, control)
+    }
+
+    fn acknowledged(&mut self, bytes: u64, control: &mut Connection) -> Result<()> {
         self.heard = Instant::now();
         loop {
             let command = self.command(Instant::now() + LOOK)?;

@@ -19,7 +19,9 @@ mod config;
 mod cut;
 mod drain;
 mod edges;
+mod effects;
 mod expiry;
+mod folder;
 mod keys;
 mod master;
 mod packed;
@@ -39,7 +41,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 use stillpoint_core::capability::{Capability, PinKind, Probe};
-use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::driver::EdgeQuery;
+use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::position::{Identity, Stamp};
 
 pub use config::Settings;
@@ -58,7 +61,7 @@ pub static REGISTRATION: Registration = Registration {
     name: "redis",
     about: "a Redis or Valkey server or cluster, by its replication stream",
     readme: include_str!("README.md"),
-    open: |request| Ok(Arc::new(Phased::new(Redis::open(request)?, &PHASES))),
+    open: |request| Ok(Arc::new(Phased::new(Redis::open(request)?, &PHASES).expecting_edges(Redis::expect_edges))),
     schema: || schemars::schema_for!(Settings),
     into_folder: Some(config::into_folder),
     policy: |_| Ok(None),
@@ -72,14 +75,20 @@ static PHASES: Phases<Redis> = Phases {
     cut: cut::cut,
     drain: |driver, context, pin, sink, _| drain::drain(driver, context, pin, sink),
     still_valid: cut::still_valid,
-    edges: |_, _, _, _, _| Err(Error::new(Kind::Unsupported, "not yet")),
+    edges: edges::edges,
     release: |driver, _| {
         cut::release(driver);
         Ok(())
     },
     identity: Redis::identity,
-    restore: restore::restore,
-    verify: verify::verify,
+    restore: |driver, context, source, request| match &driver.settings.directory {
+        Some(folder) => folder::restore(driver, folder, context, source, request),
+        None => restore::restore(driver, context, source, request),
+    },
+    verify: |driver, context, source| match &driver.settings.directory {
+        Some(folder) => folder::verify(driver, folder, context, source),
+        None => verify::verify(driver, context, source),
+    },
     stamp: Redis::stamp,
     read_stamp: Redis::read_stamp,
     occupied: Redis::occupied,
@@ -91,6 +100,8 @@ struct Redis {
     settings: Settings,
     access: client::Access,
     scratch: PathBuf,
+    /// What references will ask, told before `prepare`.
+    queries: Mutex<Vec<edges::Query>>,
     state: Mutex<cut::State>,
 }
 
@@ -112,7 +123,7 @@ impl Redis {
         settings.validate().map_err(named)?;
         let password = settings.password.as_ref().map(|secret| (request.secrets)(secret)).transpose()?;
         let access = client::Access::new(&settings, password).map_err(named)?;
-        Ok(Self { settings, access, scratch: request.scratch.clone(), state: Mutex::default() })
+        Ok(Self { settings, access, scratch: request.scratch.clone(), queries: Mutex::default(), state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, cut::State> {
@@ -128,11 +139,22 @@ impl Redis {
         }
     }
 
-    fn collector(&self, _: &server::Node) -> Result<Option<Arc<edges::Collector>>> {
-        Ok(None)
+    fn expect_edges(&self, queries: &[EdgeQuery]) -> Result<()> {
+        let queries = queries.iter().map(edges::Query::parse).collect::<Result<_>>()?;
+        *self.queries.lock().unwrap_or_else(PoisonError::into_inner) = queries;
+        Ok(())
+    }
+
+    /// A collector for the image of one server, if anybody will ask.
+    fn collector(&self) -> Option<Arc<edges::Collector>> {
+        let queries = self.queries.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (!queries.is_empty()).then(|| Arc::new(edges::Collector::new(queries, self.scratch.clone())))
     }
 
     fn identity(&self) -> Result<Identity> {
+        if let Some(folder) = &self.settings.directory {
+            return crate::place::identity("redis", folder);
+        }
         let endpoint = self.endpoint()?;
         let (mut connection, info) = server::open(&self.access, &endpoint)?;
         self.identity_of(&mut connection, &info)
@@ -183,7 +205,7 @@ impl Redis {
                 pin: if self.settings.mode == config::Mode::Rdb { PinKind::Snapshot } else { PinKind::Log },
                 observes_writes: self.settings.mode == config::Mode::Replica,
                 incremental: false,
-                edges: false,
+                edges: true,
                 swaps_in_place: true,
                 partial_restore: true,
             },
@@ -197,22 +219,46 @@ impl Redis {
         let endpoint = self.endpoint()?;
         let (mut connection, info) = server::open(&self.access, &endpoint)?;
         server::check_is_master(&mut connection, &info)?;
-        Ok(connection)
+        let nodes = server::masters(&mut connection, &info)?;
+        let slot = commands::slot(STAMP_KEY.as_bytes());
+        match nodes.iter().find(|node| node.holds(slot)) {
+            Some(node) => client::Connection::open(&self.access, &node.endpoint),
+            None => Ok(connection),
+        }
     }
 
     fn stamp(&self, stamp: &Stamp) -> Result<()> {
         let text = serde_json::to_vec(stamp).map_err(|e| Error::internal("a stamp does not serialize").source(e))?;
+        if let Some(folder) = &self.settings.directory {
+            let path = folder.join(folder::STAMP);
+            std::fs::create_dir_all(folder).or_io(|| format!("cannot create {}", folder.display()))?;
+            let beside = folder.join(format!(".{}", folder::STAMP));
+            std::fs::write(&beside, text).or_io(|| format!("cannot write {}", beside.display()))?;
+            return std::fs::rename(&beside, &path).or_io(|| format!("cannot write {}", path.display()));
+        }
         self.stamp_holder()?.call(&[b"SET", STAMP_KEY.as_bytes(), &text]).map(drop)
     }
 
     fn read_stamp(&self) -> Result<Option<Stamp>> {
-        let reply = self.stamp_holder()?.call(&[b"GET", STAMP_KEY.as_bytes()])?;
-        let Some(bytes) = reply.bytes() else { return Ok(None) };
-        let parsed = serde_json::from_slice(bytes);
+        let bytes = match &self.settings.directory {
+            Some(folder) => match std::fs::read(folder.join(folder::STAMP)) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(Error::io("cannot read the stamp", error)),
+            },
+            None => match self.stamp_holder()?.call(&[b"GET", STAMP_KEY.as_bytes()])? {
+                wire::Reply::Bulk(bytes) => bytes,
+                _ => return Ok(None),
+            },
+        };
+        let parsed = serde_json::from_slice(&bytes);
         parsed.map(Some).map_err(|error| Error::new(Kind::Corrupt, "the stamp is not readable").source(error))
     }
 
     fn occupied(&self) -> Result<Option<String>> {
+        if let Some(folder) = &self.settings.directory {
+            return folder::occupied(folder);
+        }
         let endpoint = self.endpoint()?;
         let (mut connection, info) = server::open(&self.access, &endpoint)?;
         let nodes = server::masters(&mut connection, &info)?;
@@ -232,4 +278,40 @@ impl Redis {
         }
         Ok(())
     }
+}
+
+/// Counts the keys of an RDB file by database, looking into every value on the way.
+///
+/// # Errors
+/// `Corrupt` for bytes that are no such file, `Unsupported` for a version with unknown parts.
+pub fn count_keys(image: impl std::io::Read) -> Result<std::collections::BTreeMap<u32, u64>> {
+    let mut walker = rdb::Walker::new(image)?;
+    let mut counts = std::collections::BTreeMap::new();
+    loop {
+        match walker.next()? {
+            rdb::Item::End => return Ok(counts),
+            rdb::Item::Key(key) => {
+                walker.visit_value(key.kind, &mut |_| Ok(()))?;
+                *counts.entry(key.database).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Counts the commands of a stream as a master sends it, or of an append-only file.
+///
+/// # Errors
+/// `Corrupt` for bytes that are no such stream, `Unreachable` for one that ends within a command.
+pub fn count_commands(mut stream: impl std::io::BufRead) -> Result<u64> {
+    let mut count = 0;
+    while wire::read_command(&mut stream, u64::MAX)?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Whether bytes are one whole answer of a server.
+pub fn is_reply(mut bytes: &[u8]) -> bool {
+    wire::read_reply(&mut bytes).is_ok() && bytes.is_empty()
 }

@@ -86,6 +86,45 @@ impl Checksum {
     }
 }
 
+/// An image that is handed on only as far as it may still be whole: the last bytes come out once the
+/// checksum is known to be right. A server that loads a damaged image ends itself.
+pub(super) struct Verified<R> {
+    source: R,
+    checksum: Option<Checksum>,
+    held: Vec<u8>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl<R: Read> Verified<R> {
+    pub fn new(source: R) -> Self {
+        Self { source, checksum: Some(Checksum::default()), held: Vec::new(), piece: Vec::new(), at: 0 }
+    }
+}
+
+impl<R: Read> Read for Verified<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.at == self.piece.len() && self.checksum.is_some() {
+            self.at = 0;
+            self.piece = std::mem::take(&mut self.held);
+            self.held.resize(256 << 10, 0);
+            let count = self.source.read(&mut self.held)?;
+            self.held.truncate(count);
+            match &mut self.checksum {
+                Some(checksum) if count > 0 => checksum.update(&self.held),
+                _ => {
+                    if let Some(checksum) = self.checksum.take() {
+                        checksum.finish().map_err(std::io::Error::other)?;
+                    }
+                }
+            }
+        }
+        let count = (&self.piece[self.at..]).read(buffer)?;
+        self.at += count;
+        Ok(count)
+    }
+}
+
 /// The bytes are not what they must be.
 pub(super) fn damaged(message: impl Into<String>) -> Error {
     Error::new(Kind::Corrupt, message)
@@ -189,12 +228,6 @@ impl<R: Read> Walker<R> {
         let version = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
         walker.version = version.ok_or_else(|| damaged("the RDB file has no version"))?;
         Ok(walker)
-    }
-
-    /// A walker over the value alone, as `DUMP` gives it without type and ending.
-    pub fn of_value(source: R, is_valkey: bool) -> Self {
-        let source = BufReader::with_capacity(4 << 10, source);
-        Self { source, is_valkey, version: 0, database: 0, captured: None }
     }
 
     /// What was passed since the last call.
@@ -383,6 +416,15 @@ impl<R: Read> Walker<R> {
                 format!("the RDB file (version {}) holds the unknown opcode {other}", self.version),
             )
             .hint("it can be restored as a whole into a server of the same version")),
+        }
+    }
+
+    /// Reads on to the end of the input, where a damaged one is found out.
+    pub fn finish(&mut self) -> Result<()> {
+        let rest = std::io::copy(&mut self.source, &mut std::io::sink());
+        match rest.map_err(|error| super::expiry::unwrapped(error, "cannot read the RDB file"))? {
+            0 => Ok(()),
+            _ => Err(damaged("something follows the end of the RDB file")),
         }
     }
 

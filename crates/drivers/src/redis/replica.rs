@@ -68,7 +68,7 @@ pub(super) struct State {
     pub start: u64,
     /// The offset up to which commands were received.
     pub reached: u64,
-    /// Offsets after signs of life, with the bytes of all signs up to there.
+    /// Offsets after commands that write nothing, with the bytes of all such up to there.
     noise: Vec<(u64, u64)>,
     /// What the image holds, once it is here.
     pub image: Option<ImageFacts>,
@@ -404,7 +404,7 @@ impl Link {
             let is_pause = source.buffer().is_empty();
             let mut state = shared.state();
             state.reached = offset;
-            if command.is_noise() {
+            if command.is_no_write() {
                 let before = state.noise.last().map_or(0, |(_, bytes)| *bytes);
                 state.noise.push((offset, before + command.wire_bytes));
                 if state.noise.len() > 2 * NOISE_MAX {
@@ -528,7 +528,7 @@ fn walk(source: &mut ImageSource<'_>, facts: &mut ImageFacts, collector: Option<
                     *facts.keys.entry(key.database).or_default() += 1;
                 }
                 match collector {
-                    Some(collector) if collector.wants(&key.name) => collector.key(&key, &mut walker)?,
+                    Some(collector) if collector.wants(&key) => collector.key(&key, &mut walker)?,
                     _ => walker.skip_value(key.kind)?,
                 }
             }

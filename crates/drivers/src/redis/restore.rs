@@ -16,6 +16,7 @@ use super::drain::{self, ACL, IMAGE, REPLAY, ServerPart, StoreFacts};
 use super::expiry::{Expiry, RewrittenCommands, RewrittenImage, unwrapped};
 use super::keys::{self, Part, Writers};
 use super::master::{self, Feed};
+use super::rdb::Verified;
 use super::replica::{Purpose, Replica};
 use super::server::{self, Node};
 use super::spool::Disk;
@@ -120,11 +121,12 @@ impl Job<'_> {
 
     fn as_master(&self, control: &mut Connection) -> Result<Restored> {
         let [part] = self.facts.servers.as_slice() else { return Err(Error::internal("a cluster has no one master")) };
-        let (image, replay) = (self.source.open(&part.path(IMAGE)?)?, self.source.open(&part.path(REPLAY)?)?);
+        let image = Verified::new(self.source.open(&part.path(IMAGE)?)?);
+        let replay = self.source.open(&part.path(REPLAY)?)?;
         let bytes = size(self.source, part)?;
         let expiry = self.expiry();
         let feed = if expiry == Expiry::Keep {
-            Feed { image, image_bytes: Some(bytes), replay }
+            Feed { image: Box::new(image), image_bytes: Some(bytes), replay }
         } else {
             let replay = RewrittenCommands::new(BufReader::new(replay), expiry);
             Feed { image: Box::new(RewrittenImage::new(image, expiry)?), image_bytes: None, replay: Box::new(replay) }

@@ -17,7 +17,7 @@ use super::client::Connection;
 use super::commands::{Table, Touched};
 use super::config::Ttl;
 use super::drain::{IMAGE, REPLAY, ServerPart, StoreFacts, now_millis};
-use super::rdb::{Element, Item, Key, Walker};
+use super::rdb::{Element, Item, Key, Verified, Walker};
 use super::replica::{Purpose, Replica};
 use super::server::{self, Node};
 use super::spool::Disk;
@@ -267,7 +267,7 @@ impl Compare<'_> {
 
     /// Hands out every key of an image that is to be compared.
     fn walk(&self, image: Box<dyn Read + Send>, side: Side, take: Take<'_>) -> Result<()> {
-        let mut walker = Walker::new(image)?;
+        let mut walker = Walker::new(Verified::new(image))?;
         loop {
             match walker.next()? {
                 Item::End => return Ok(()),

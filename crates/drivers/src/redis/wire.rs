@@ -191,9 +191,20 @@ impl Command {
         self.arguments.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default()
     }
 
-    /// Whether it changes no data: the master's own signs of life, and messages to subscribers.
+    /// Whether it changes no data and prepares no change: the master's own signs of life, and messages
+    /// to subscribers, who are as past as the messages.
     pub fn is_noise(&self) -> bool {
-        is_noise(&self.arguments)
+        self.is_one_of(&[b"PING", b"REPLCONF", b"PUBLISH", b"SPUBLISH"])
+    }
+
+    /// Whether it changes no data by itself. Everything that is unknown counts as a write.
+    pub fn is_no_write(&self) -> bool {
+        self.is_noise() || self.is_one_of(&[b"SELECT"])
+    }
+
+    fn is_one_of(&self, names: &[&[u8]]) -> bool {
+        let name = self.arguments.first();
+        name.is_some_and(|name| names.iter().any(|one| name.eq_ignore_ascii_case(one)))
     }
 
     /// As it goes over the wire.
@@ -201,13 +212,6 @@ impl Command {
         let arguments: Vec<&[u8]> = self.arguments.iter().map(Vec::as_slice).collect();
         encode(&arguments)
     }
-}
-
-/// Whether a command of the stream changes no data. Messages to subscribers are as past as the
-/// subscribers; everything else that is unknown counts as a write.
-fn is_noise(arguments: &[Vec<u8>]) -> bool {
-    const NOISE: [&[u8]; 4] = [b"PING", b"REPLCONF", b"PUBLISH", b"SPUBLISH"];
-    arguments.first().is_some_and(|name| NOISE.iter().any(|noise| name.eq_ignore_ascii_case(noise)))
 }
 
 /// Reads one command of a stream; `None` at its end between two commands.

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stillpoint_core::coordinator::{Micros, Outcome, Pinned, StoreDrained};
-use stillpoint_core::driver::{Context, Driver, Pin, Validity};
+use stillpoint_core::driver::{Context, Driver, EdgeQuery, Pin, Validity};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::id::{CutId, StoreName};
+use stillpoint_core::platform::Reference;
 use stillpoint_core::tree::Tree;
 use stillpoint_repo::SnapshotId;
 
@@ -66,6 +67,8 @@ impl Hands {
         for warning in &probe.warnings {
             self.warn(format!("store `{store}`: {warning}"));
         }
+        let queries = self.queries_of(store);
+        within(PREPARE_WITHIN, store, "prepare", driver.expect_edges(&queries)).await?;
         let hold = within(PREPARE_WITHIN, store, "prepare", driver.prepare(context)).await?;
         locked(&self.probes).insert(store.clone(), probe.clone());
         let view = DrainView {
@@ -78,6 +81,16 @@ impl Hands {
         locked(&self.drains).insert(store.clone(), view);
         let safe_for_micros = u64::try_from(hold.safe_for.as_micros()).unwrap_or(u64::MAX);
         Ok(Outcome::Prepared { probe: Box::new(probe), safe_for_micros })
+    }
+
+    /// What the references of the platform will ask of this store's pin.
+    fn queries_of(&self, store: &StoreName) -> Vec<EdgeQuery> {
+        let of = |reference: &Reference| {
+            let from = (reference.from == *store).then(|| EdgeQuery::From(reference.query.clone()));
+            let to = (reference.to == *store).then(|| EdgeQuery::Held(reference.kind.clone()));
+            [from, to]
+        };
+        self.head.platform.references.iter().flat_map(of).flatten().collect()
     }
 
     pub(super) async fn observe(&self, store: &StoreName, context: &Context) -> Result<Outcome> {

@@ -351,7 +351,7 @@ impl Client {
     async fn build(&self, request: &Request) -> Result<reqwest::Request> {
         let inner = &self.inner;
         let key = request.key.as_deref();
-        if let Some(key) = key.filter(|key| key.split(|&byte| byte == b'/').any(|part| part == b"." || part == b"..")) {
+        if let Some(key) = key.filter(|key| has_dots(key)) {
             return Err(Error::new(Kind::Unsupported, format!("the key `{}` cannot be asked for", keys::shown(key)))
                 .hint("a part of it is `.` or `..`, which addresses on the web cannot hold: rename the object"));
         }
@@ -482,6 +482,11 @@ impl Client {
         };
         error.context("service", &self.inner.service).source(text)
     }
+}
+
+/// Whether a part of the key is `.` or `..`: addresses drop such parts, even when they are encoded.
+pub(super) fn has_dots(key: &[u8]) -> bool {
+    key.split(|&byte| byte == b'/').any(|part| part == b"." || part == b"..")
 }
 
 /// The time in the header `Date`, which has a resolution of a second.

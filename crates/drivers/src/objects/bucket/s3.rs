@@ -282,6 +282,10 @@ impl Place for S3 {
         Ok(self.reader.begin(self.whole_key(key), record.clone()))
     }
 
+    fn can_ask_for(&self, key: &[u8]) -> bool {
+        !super::request::has_dots(key)
+    }
+
     fn ahead_max(&self) -> usize {
         self.connections * 4
     }
