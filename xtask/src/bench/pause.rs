@@ -34,7 +34,7 @@ struct Shape {
 
 /// Measures at both sizes.
 pub fn run(root: &Path, args: &BenchArgs) -> Result<Vec<Row>, String> {
-    let programs = programs::get(root, !args.dev)?;
+    let programs = programs::get(root, args.programs.as_deref(), !args.dev)?;
     let shape = Shape {
         sizes_mb: [100, if args.small { 1_000 } else { 5_000 }],
         cuts: if args.small { args.cuts.min(20) } else { args.cuts },

@@ -86,7 +86,9 @@ impl Hands {
     /// What the references of the platform will ask of this store's pin.
     fn queries_of(&self, store: &StoreName) -> Vec<EdgeQuery> {
         let of = |reference: &Reference| {
-            let from = (reference.from == *store).then(|| EdgeQuery::From(reference.query.clone()));
+            // What a program answers, no driver is asked.
+            let asked = references::command::line_of(&reference.query).is_none();
+            let from = (asked && reference.from == *store).then(|| EdgeQuery::From(reference.query.clone()));
             let to = (reference.to == *store).then(|| EdgeQuery::Held(reference.kind.clone()));
             [from, to]
         };
