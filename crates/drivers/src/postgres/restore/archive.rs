@@ -182,7 +182,12 @@ impl Archive {
     }
 
     /// Tells the program which definitions are meant, and how. `false` if there are none.
-    fn choose(&self, command: &mut Command, (step, manner): (Step, Manner), wanted: Option<&BTreeSet<u32>>) -> Result<bool> {
+    fn choose(
+        &self,
+        command: &mut Command,
+        (step, manner): (Step, Manner),
+        wanted: Option<&BTreeSet<u32>>,
+    ) -> Result<bool> {
         let is_last = step == Step::EventTriggers;
         let chosen: Vec<&Entry> = self
             .entries
@@ -234,7 +239,13 @@ fn entries(list: &str) -> Vec<Entry> {
         let mut parts = rest.splitn(3, ' ');
         let (Some(class), Some(object), Some(text)) = (parts.next(), parts.next(), parts.next()) else { continue };
         let (Ok(class), Ok(object)) = (class.parse(), object.parse()) else { continue };
-        found.push(Entry { id, line: line.to_owned(), object: (class, object), text: text.to_owned(), needs: Vec::new() });
+        found.push(Entry {
+            id,
+            line: line.to_owned(),
+            object: (class, object),
+            text: text.to_owned(),
+            needs: Vec::new(),
+        });
     }
     found
 }
@@ -289,7 +300,8 @@ fn judge(output: &std::process::Output, again: &mut dyn FnMut(&str) -> Result<()
         return Err(Error::new(Kind::Io, format!("pg_restore ended with {}", output.status))
             .context("and said", said.trim().chars().take(2000).collect::<String>()));
     }
-    let (refused, failed): (Vec<Failure>, Vec<Failure>) = all.into_iter().partition(|failure| is_refusal(&failure.message));
+    let (refused, failed): (Vec<Failure>, Vec<Failure>) =
+        all.into_iter().partition(|failure| is_refusal(&failure.message));
     let deadlocked = failed.iter().any(|failure| failure.message.contains("deadlock detected"));
     for failure in &failed {
         if !deadlocked || failure.statement.is_empty() {

@@ -2,8 +2,8 @@
 
 use super::way_back::{Names, count, every_feature, open, rig_of, small, the_stamp, there};
 use super::*;
-use stillpoint_core::driver::{RestoreMode, RestoreRequest};
 use std::sync::atomic::{AtomicBool, Ordering};
+use stillpoint_core::driver::{RestoreMode, RestoreRequest};
 
 /// Ends sessions in the database that is being built, again and again after a pause of `millis`, while
 /// `work` runs; how many were ended.
@@ -46,8 +46,9 @@ fn a_connection_that_is_lost_in_any_phase_leaves_nothing_behind() {
     let mut failures = 0;
     for step in 0..12 {
         drop_database(rig, &names.name("copy"));
-        let (done, ended) =
-            while_sessions_die(rig, &names, whole * step / 12, || trial::restore(&target, &tree, RestoreMode::Fresh, None));
+        let (done, ended) = while_sessions_die(rig, &names, whole * step / 12, || {
+            trial::restore(&target, &tree, RestoreMode::Fresh, None)
+        });
         match done {
             Ok(_) => {
                 assert_eq!(there(rig, &names), ["copy", "source"], "step {step}");
@@ -116,9 +117,15 @@ fn a_restore_that_is_cancelled_stops_soon_and_cleans_up() {
             )
             .unwrap();
         let mut session = rig.session(&name);
-        session.execute("UPDATE pg_index SET indisready = false, indisvalid = false WHERE indexrelid = 'public.i'::regclass").unwrap();
+        session
+            .execute(
+                "UPDATE pg_index SET indisready = false, indisvalid = false WHERE indexrelid = 'public.i'::regclass",
+            )
+            .unwrap();
         session.execute("INSERT INTO public.t SELECT generate_series(1, 2000)").unwrap();
-        session.execute("UPDATE pg_index SET indisready = true, indisvalid = true WHERE indexrelid = 'public.i'::regclass").unwrap();
+        session
+            .execute("UPDATE pg_index SET indisready = true, indisvalid = true WHERE indexrelid = 'public.i'::regclass")
+            .unwrap();
         drop(session);
         let (slow, _) = trial::back_up(&open(&rig, &name, json!({}), &scratch), None);
         let target = open(&rig, &names.name("copy"), json!({}), &scratch);
@@ -176,7 +183,9 @@ fn without_its_roles_a_point_is_refused_or_restored_without_owners() {
     let names = Names::new(&[old, new]);
     let scratch = tempfile::tempdir().unwrap();
     let (name, role) = (small(old, &names, "app"), names.name("owner"));
-    old.user(&name).execute(&format!("CREATE ROLE {role}; ALTER TABLE people OWNER TO {role}; GRANT SELECT ON teams TO {role}")).unwrap();
+    old.user(&name)
+        .execute(&format!("CREATE ROLE {role}; ALTER TABLE people OWNER TO {role}; GRANT SELECT ON teams TO {role}"))
+        .unwrap();
     let (tree, _) = trial::back_up(&open(old, &name, json!({ "roles": "none" }), &scratch), None);
     let error = trial::restore(&open(new, &name, json!({}), &scratch), &tree, RestoreMode::Fresh, None).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound, "{error:?}");
@@ -200,7 +209,11 @@ fn a_role_that_is_no_superuser_restores_what_it_may() {
         let more = json!({ "user": role, "password": "x", "roles": "none" });
         let target = open(&rig, &names.name("copy"), more.clone(), &scratch);
         let restored = trial::restore(&target, &tree, RestoreMode::Fresh, None).unwrap();
-        assert!(restored.losses.iter().all(|loss| loss.what.starts_with("owners") || loss.what.starts_with("COMMENT")), "{:?}", restored.losses);
+        assert!(
+            restored.losses.iter().all(|loss| loss.what.starts_with("owners") || loss.what.starts_with("COMMENT")),
+            "{:?}",
+            restored.losses
+        );
         run(target.stamp(&Context::default(), &the_stamp())).unwrap();
         assert_eq!(trial::differences(&target, &tree), Vec::<String>::new());
         trial::restore(&target, &tree, RestoreMode::InPlace, None).unwrap();
@@ -210,7 +223,11 @@ fn a_role_that_is_no_superuser_restores_what_it_may() {
         rig.session("postgres").execute(&format!("CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x'")).unwrap();
         let target = open(&rig, &names.name("second"), json!({ "user": role, "password": "x" }), &scratch);
         let restored = trial::restore(&target, &tree, RestoreMode::Fresh, None).unwrap();
-        assert!(restored.losses.iter().any(|loss| loss.what == format!("owner postgres of {}", names.name("second"))), "{:?}", restored.losses);
+        assert!(
+            restored.losses.iter().any(|loss| loss.what == format!("owner postgres of {}", names.name("second"))),
+            "{:?}",
+            restored.losses
+        );
         assert_eq!(count(&rig, &names.name("second"), "SELECT count(*) FROM people"), 20000);
     }
 }
@@ -227,7 +244,9 @@ fn databases_of_other_encodings_come_back_byte_for_byte() {
         ] {
             let name = names.name(&format!("app_{}", encoding.to_lowercase()));
             rig.session("postgres")
-                .execute(&format!("CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"))
+                .execute(&format!(
+                    "CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+                ))
                 .unwrap();
             rig.user(&name).execute(&format!("CREATE TABLE t (a text); {insert}")).unwrap();
             let (tree, _) = trial::back_up(&open(&rig, &name, json!({}), &scratch), None);
@@ -236,7 +255,9 @@ fn databases_of_other_encodings_come_back_byte_for_byte() {
             let restored = trial::restore(&target, &tree, RestoreMode::Fresh, None).unwrap();
             assert_eq!(restored.losses, [], "{encoding}");
             assert_eq!(trial::differences(&target, &tree), Vec::<String>::new(), "{encoding}");
-            let of = |name: &str| rig.session(name).query_one("SELECT (SELECT encode(convert_to(a, current_setting('server_encoding')), 'hex') FROM public.t), current_setting('server_encoding')").unwrap();
+            let of = |name: &str| {
+                rig.session(name).query_one("SELECT (SELECT encode(convert_to(a, current_setting('server_encoding')), 'hex') FROM public.t), current_setting('server_encoding')").unwrap()
+            };
             let (one, other) = (of(&name), of(&copy));
             assert_eq!(one, other);
             assert_eq!(one.text(1).unwrap(), encoding);
@@ -274,12 +295,16 @@ fn a_target_whose_disk_is_full_says_so_and_is_left_clean() {
         admin.execute(&format!("CREATE TABLESPACE tight LOCATION '{}'", data.display())).unwrap();
         let name = names.name("app");
         admin.execute(&format!("CREATE DATABASE {name}")).unwrap();
-        small_rig.user(&name).execute("CREATE TABLE big AS SELECT g, repeat(md5(g::text), 10) AS t FROM generate_series(1, 100000) g").unwrap();
+        small_rig
+            .user(&name)
+            .execute("CREATE TABLE big AS SELECT g, repeat(md5(g::text), 10) AS t FROM generate_series(1, 100000) g")
+            .unwrap();
         let (tree, _) = trial::back_up(&open(&small_rig, &name, json!({}), &scratch), None);
         // The same database, but in the tablespace that is too small for it.
         let description = format!("databases/{name}/database.json");
         let path: Vec<&[u8]> = description.split('/').map(str::as_bytes).collect();
-        let text = String::from_utf8(read_small(&tree, &TreePath::parse(&description).unwrap(), 1 << 20).unwrap()).unwrap();
+        let text =
+            String::from_utf8(read_small(&tree, &TreePath::parse(&description).unwrap(), 1 << 20).unwrap()).unwrap();
         let tree = tree.without(&path).with_file(&path, text.replace("\"pg_default\"", "\"tight\""));
         let target = open(&small_rig, &names.name("copy"), json!({}), &scratch);
         let error = trial::restore(&target, &tree, RestoreMode::Fresh, None).unwrap_err();

@@ -37,7 +37,8 @@ impl Drop for Names<'_> {
             let names = |admin: &mut Session, sql: &str| -> Vec<String> {
                 admin.query(sql).unwrap_or_default().iter().map(|row| row.string(0).unwrap()).collect()
             };
-            let list = format!("SELECT datname FROM pg_database WHERE datname {own} OR datname LIKE '\"{}%'", self.begin);
+            let list =
+                format!("SELECT datname FROM pg_database WHERE datname {own} OR datname LIKE '\"{}%'", self.begin);
             for name in names(&mut admin, &list) {
                 drop(admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(&name))));
                 let mut session = rig.session(&name);
@@ -129,7 +130,11 @@ fn assert_same(what: &str, mut one: Vec<String>, mut other: Vec<String>, in_orde
         let near = |lines: &[String]| lines[at.saturating_sub(3)..lines.len().min(at + 12)].join("\n");
         panic!("{what}: another order at line {at}\n--- source\n{}\n--- copy\n{}", near(&one), near(&other));
     }
-    panic!("{what}: {} and {} lines\nonly in the source: {missing:#?}\nonly in the copy: {extra:#?}", one.len(), other.len());
+    panic!(
+        "{what}: {} and {} lines\nonly in the source: {missing:#?}\nonly in the copy: {extra:#?}",
+        one.len(),
+        other.len()
+    );
 }
 
 pub(super) fn the_stamp() -> Stamp {
@@ -171,10 +176,9 @@ fn assert_equal_but_for_the_database(source: (&Rig, &str), copy: (&Rig, &str)) {
 fn assert_equal_without(source: (&Rig, &str), copy: (&Rig, &str), without: &[&str]) {
     let newer = Some(copy.0);
     let what = format!("{} to {}", source.0.name, copy.0.name);
-    for (args, in_order) in [
-        (&["--schema-only"][..], true),
-        (&["--inserts", "--rows-per-insert=1", "--data-only", "--blobs"][..], false),
-    ] {
+    for (args, in_order) in
+        [(&["--schema-only"][..], true), (&["--inserts", "--rows-per-insert=1", "--data-only", "--blobs"][..], false)]
+    {
         let args: Vec<&str> = args.iter().chain(without).copied().collect();
         let (one, other) = (source.0.dump(newer, source.1, &args), copy.0.dump(newer, copy.1, &args));
         assert_same(&format!("{what} {args:?}"), one, other, in_order);
@@ -245,7 +249,13 @@ fn every_feature_comes_back_on_a_newer_version_with_its_roles() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
         // Before 16 a membership does not say whether it inherits.
-        let inherits = |line: &str| line.replace(", INHERIT TRUE", "").replace(" WITH INHERIT TRUE", "").replace(", INHERIT FALSE", "").replace(" WITH INHERIT FALSE", "").replace(" GRANTED BY postgres", "");
+        let inherits = |line: &str| {
+            line.replace(", INHERIT TRUE", "")
+                .replace(" WITH INHERIT TRUE", "")
+                .replace(", INHERIT FALSE", "")
+                .replace(" WITH INHERIT FALSE", "")
+                .replace(" GRANTED BY postgres", "")
+        };
         text.lines().filter(|line| line.contains(&names.begin)).map(inherits).collect()
     };
     assert!(globals(old).len() > 10);
@@ -272,7 +282,10 @@ pub(super) fn count(rig: &Rig, database: &str, sql: &str) -> u64 {
 
 /// The databases of a test, by the ends of their names.
 pub(super) fn there(rig: &Rig, names: &Names<'_>) -> Vec<String> {
-    let sql = format!("SELECT datname FROM pg_database WHERE datname LIKE '%{}%' ORDER BY 1", names.begin.replace('_', "\\_"));
+    let sql = format!(
+        "SELECT datname FROM pg_database WHERE datname LIKE '%{}%' ORDER BY 1",
+        names.begin.replace('_', "\\_")
+    );
     let rows = rig.session("postgres").query(&sql).unwrap();
     rows.iter().map(|row| row.text(0).unwrap().replace(&names.begin, "")).collect()
 }
@@ -422,7 +435,10 @@ fn one_table_and_one_schema_come_back_alone() {
         assert_eq!(count(&rig, &name, "SELECT count(*) FROM public.people"), 20000);
         assert_eq!(count(&rig, &name, "SELECT count(*) FROM before_r1.people"), 7);
         assert_eq!(count(&rig, &name, "SELECT nextval('public.people_id_seq')"), 20001);
-        assert_eq!(count(&rig, &name, "SELECT count(*) FROM pg_indexes WHERE tablename = 'people' AND schemaname = 'public'"), 2);
+        assert_eq!(
+            count(&rig, &name, "SELECT count(*) FROM pg_indexes WHERE tablename = 'people' AND schemaname = 'public'"),
+            2
+        );
 
         let schema = format!("databases/{name}/schemas/My Schema");
         rig.user(&name).execute("DROP SCHEMA \"My Schema\" CASCADE").unwrap();
@@ -482,14 +498,19 @@ fn the_instructions_in_every_point_restore_it_without_us() {
         let source = names.name("source");
         rig.session("postgres").execute(&format!("ALTER DATABASE {name} RENAME TO {source}")).unwrap();
         let text = std::fs::read_to_string(scratch.path().join("HOW-TO-RESTORE.txt")).unwrap();
-        let script: Vec<&str> = text.lines().skip_while(|line| !line.contains("a script for a shell")).filter_map(|line| line.strip_prefix("    ")).collect();
+        let script: Vec<&str> = text
+            .lines()
+            .skip_while(|line| !line.contains("a script for a shell"))
+            .filter_map(|line| line.strip_prefix("    "))
+            .collect();
         let script = format!("set -u\n{}\n", script.join("\n").replace("db=app", &format!("db={name}")));
         let mut shell = rig.command("x");
         let path = format!("{}:{}", rig.bin, std::env::var("PATH").unwrap());
         let mut command = Command::new("bash");
         command.envs(shell.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("PATH", path);
         shell = command;
-        let output = shell.arg("-c").arg(&script).current_dir(scratch.path().join("databases").join(&name)).output().unwrap();
+        let output =
+            shell.arg("-c").arg(&script).current_dir(scratch.path().join("databases").join(&name)).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{}: {said}", rig.name);
         // Event triggers wake while views are filled, and note it; grants and comments of large objects are
