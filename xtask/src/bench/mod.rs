@@ -8,6 +8,7 @@ mod files;
 mod measure;
 mod pause;
 mod postgres;
+mod redis;
 mod s3;
 mod server;
 mod table;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
     /// Which bench.
-    #[arg(value_parser = ["files", "postgres", "s3", "pause"])]
+    #[arg(value_parser = ["files", "postgres", "redis", "s3", "pause"])]
     pub what: String,
     /// Also write the rows to this file.
     #[arg(long)]
@@ -57,6 +58,7 @@ pub struct BenchArgs {
 pub fn run(root: &Path, args: &BenchArgs) -> Result<(), String> {
     let rows = match args.what.as_str() {
         "postgres" => postgres::run(root, args)?,
+        "redis" => redis::run(root, args)?,
         "s3" => s3::run(root, args)?,
         "pause" => pause::run(root, args)?,
         _ => files::run(root, args)?,

@@ -52,6 +52,29 @@ const EXTRA: &[(&str, &str)] = &[
     ("postgres", "faults.rs"),
     // The operator's own SQL.
     ("postgres", "edges.rs"),
+    // Each side of the replication protocol: we as a replica, and as a master.
+    ("redis", "replica.rs"),
+    ("redis", "image.rs"),
+    ("redis", "master.rs"),
+    // What servers say of themselves, and which of them hold which slots.
+    ("redis", "server.rs"),
+    // What the server sends waits here for the repository, in memory and on disk.
+    ("redis", "spool.rs"),
+    // The image's format, and the packed forms and streams within it.
+    ("redis", "rdb.rs"),
+    ("redis", "packed.rs"),
+    ("redis", "streams.rs"),
+    // Where keys stand in commands; the way back key by key; into plain files.
+    ("redis", "commands.rs"),
+    ("redis", "keys.rs"),
+    ("redis", "folder.rs"),
+    // Times of expiry, changed in image and commands on the way in.
+    ("redis", "expiry.rs"),
+    // Comparison in bounded memory.
+    ("redis", "verify.rs"),
+    // References follow the commands behind the image.
+    ("redis", "edges.rs"),
+    ("redis", "effects.rs"),
 ];
 
 /// Complains about missing and about foreign files, and about drivers without registry line.

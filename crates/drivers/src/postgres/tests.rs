@@ -1,5 +1,6 @@
 //! What is PostgreSQL's own.
 
+mod faults;
 mod way_back;
 
 use std::collections::BTreeSet;

@@ -62,9 +62,12 @@ fn tls(settings: &Settings) -> Result<ClientConfig> {
     };
     let bundle = match &settings.ca {
         Some(path) => path.clone(),
-        None => SYSTEM_ROOTS.map(Path::new).into_iter().find(|path| path.exists()).map(Path::to_owned).ok_or_else(
-            || Error::new(Kind::Config, "this system keeps no list of trusted certificates").hint("ca: /path/to/ca.pem"),
-        )?,
+        None => {
+            SYSTEM_ROOTS.map(Path::new).into_iter().find(|path| path.exists()).map(Path::to_owned).ok_or_else(|| {
+                Error::new(Kind::Config, "this system keeps no list of trusted certificates")
+                    .hint("ca: /path/to/ca.pem")
+            })?
+        }
     };
     let mut roots = RootCertStore::empty();
     let certificates = CertificateDer::pem_file_iter(&bundle).map_err(|error| wrong(&bundle, error))?;
@@ -135,6 +138,8 @@ pub(super) struct Connection {
     stream: BufReader<Stream>,
     endpoint: Endpoint,
     timeout: Duration,
+    /// Whether an answer may still be on its way that nobody waits for.
+    broken: bool,
 }
 
 impl std::fmt::Debug for Connection {
@@ -189,16 +194,19 @@ impl Connection {
             }
         };
         let stream = BufReader::with_capacity(128 << 10, stream);
-        let mut connection = Self { stream, endpoint: endpoint.clone(), timeout: access.timeout };
+        let mut connection = Self { stream, endpoint: endpoint.clone(), timeout: access.timeout, broken: false };
         connection.authenticate(access)?;
         Ok(connection)
     }
 
     fn authenticate(&mut self, access: &Access) -> Result<()> {
-        let Some(password) = &access.password else { return Ok(()) };
+        if access.password.is_none() && access.user.is_none() {
+            return Ok(());
+        }
         let mut arguments = vec!["AUTH".as_bytes()];
         arguments.extend(access.user.as_deref().map(str::as_bytes));
-        arguments.push(password.as_bytes());
+        // A user without password takes any.
+        arguments.push(access.password.as_deref().unwrap_or_default().as_bytes());
         match self.ask(&arguments)? {
             Reply::Error(text) if text.starts_with("ERR") => {
                 Err(Error::new(Kind::Unauthenticated, format!("{} asks for no password: {text}", self.endpoint)))
@@ -239,19 +247,24 @@ impl Connection {
     /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
         let stream = self.stream.get_mut();
-        stream.write_all(bytes).and_then(|()| stream.flush()).map_err(|error| self.broken(error))
+        stream.write_all(bytes).and_then(|()| stream.flush()).map_err(|error| self.explain(error))
+    }
+
+    /// Whether the connection can be used no more: something went wrong on the way.
+    pub fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// What went wrong on the way, with the server's name.
-    fn broken(&self, error: std::io::Error) -> Error {
+    fn explain(&mut self, error: std::io::Error) -> Error {
         use std::io::ErrorKind as E;
+        self.broken = true;
         match error.kind() {
-            E::WouldBlock | E::TimedOut => Error::new(
-                Kind::TimedOut,
-                format!("{} did not answer within {:.0?}", self.endpoint, self.timeout),
-            )
-            .temporary()
-            .hint("see whether the server is stopped, or busy with a long command"),
+            E::WouldBlock | E::TimedOut => {
+                Error::new(Kind::TimedOut, format!("{} did not answer within {:.0?}", self.endpoint, self.timeout))
+                    .temporary()
+                    .hint("see whether the server is stopped, or busy with a long command")
+            }
             E::InvalidData => Error::new(Kind::Unreachable, format!("TLS with {} failed", self.endpoint)).source(error),
             _ => Error::new(Kind::Unreachable, format!("the connection to {} broke", self.endpoint))
                 .temporary()
@@ -264,9 +277,9 @@ impl Connection {
         // Errors of the system get the server's name; the parser would not know it.
         match self.stream.fill_buf() {
             Ok(_) => {}
-            Err(error) => return Err(self.broken(error)),
+            Err(error) => return Err(self.explain(error)),
         }
-        wire::read_reply(&mut self.stream)
+        wire::read_reply(&mut self.stream).inspect_err(|_| self.broken = true)
     }
 
     /// Sends a command and returns the answer, refusals included.

@@ -132,6 +132,21 @@ pub(super) fn into_folder(settings: &crate::Settings, folder: &std::path::Path) 
     settings
 }
 
+/// The ACL rules that a store needs, ready to paste.
+pub(super) fn policy(settings: &crate::Settings) -> String {
+    let user = settings.get("user").and_then(serde_json::Value::as_str).unwrap_or("backup");
+    format!(
+        "# enough to back up, and to compare\n\
+         ACL SETUSER {user} on ><password> +psync +replconf +ping +info\n\
+         # settings, users and modules in the point; of a cluster, its nodes\n\
+         ACL SETUSER {user} +config|get +acl|list +module|list +cluster|nodes\n\
+         # for comparing where commands follow the image\n\
+         ACL SETUSER {user} +command\n\
+         # on the target of a restore\n\
+         ACL SETUSER {user} ~* &* +@all\n"
+    )
+}
+
 impl Settings {
     /// Refuses what cannot name a server. After it, the settings hold.
     pub fn validate(&self) -> Result<()> {

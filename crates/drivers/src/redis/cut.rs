@@ -72,7 +72,9 @@ pub(super) fn prepare(driver: &Redis, context: &Context) -> Result<Hold> {
     // Whatever an earlier try left is let go of first.
     *state = State::default();
     let attached: Vec<Result<Shard>> = std::thread::scope(|scope| {
-        let tasks: Vec<_> = nodes.into_iter().map(|node| scope.spawn(|| attach(driver, node, context))).collect();
+        let servers = nodes.len();
+        let tasks: Vec<_> =
+            nodes.into_iter().map(|node| scope.spawn(move || attach(driver, node, servers, context))).collect();
         let panicked = |_| Err(Error::internal("attaching to a server panicked"));
         tasks.into_iter().map(|task| task.join().unwrap_or_else(panicked)).collect()
     });
@@ -98,7 +100,7 @@ fn is_attached(state: &State, nodes: &[Node], mode: Mode) -> bool {
         && state.shards.iter().all(serves)
 }
 
-fn attach(driver: &Redis, node: Node, context: &Context) -> Result<Shard> {
+fn attach(driver: &Redis, node: Node, servers: usize, context: &Context) -> Result<Shard> {
     let (mut control, info) = server::open(&driver.access, &node.endpoint)?;
     server::check_is_master(&mut control, &info)?;
     wait_for_child(&mut control, context)?;
@@ -106,7 +108,7 @@ fn attach(driver: &Redis, node: Node, context: &Context) -> Result<Shard> {
     let collector = driver.collector();
     let replica = match driver.settings.mode {
         Mode::Rdb => None,
-        Mode::Replica => Some(replicate(driver, &node, collector.clone(), context)?),
+        Mode::Replica => Some(replicate(driver, &node, servers, collector.clone(), context)?),
     };
     // The server answers one after the other: whatever it answers now, it answers after the fork.
     control.command(&["PING"])?;
@@ -114,7 +116,13 @@ fn attach(driver: &Redis, node: Node, context: &Context) -> Result<Shard> {
     Ok(Shard { node, facts, papers, control, replica, collector, offset: 0 })
 }
 
-fn replicate(driver: &Redis, node: &Node, collector: Option<Arc<Collector>>, context: &Context) -> Result<Replica> {
+fn replicate(
+    driver: &Redis,
+    node: &Node,
+    servers: usize,
+    collector: Option<Arc<Collector>>,
+    context: &Context,
+) -> Result<Replica> {
     let bytes_max = match driver.settings.spool_mib_max {
         0 => u64::MAX,
         mib => mib << 20,
@@ -122,7 +130,7 @@ fn replicate(driver: &Redis, node: &Node, collector: Option<Arc<Collector>>, con
     let purpose = Purpose {
         access: &driver.access,
         endpoint: &node.endpoint,
-        disk: Disk { folder: driver.scratch.clone(), bytes_max },
+        disk: Disk::new(driver.scratch.clone(), bytes_max, servers),
         image_only: driver.settings.mode == Mode::Rdb,
         collector,
     };
@@ -146,8 +154,12 @@ fn wait_for_child(control: &mut Connection, context: &Context) -> Result<()> {
 }
 
 /// `INFO` of every master, asked at once.
-fn ask_all(state: &mut State) -> Result<Vec<String>> {
+fn ask_all(driver: &Redis, state: &mut State) -> Result<Vec<String>> {
     for shard in &mut state.shards {
+        if shard.control.is_broken() {
+            shard.control = Connection::open(&driver.access, &shard.node.endpoint)?;
+            shard.control.set_timeout(ANSWER_WITHIN)?;
+        }
         shard.control.send(&wire::encode(&[b"INFO", b"replication"]))?;
     }
     let answers = state.shards.iter_mut().map(|shard| match shard.control.receive()? {
@@ -162,7 +174,8 @@ fn ask_all(state: &mut State) -> Result<Vec<String>> {
 /// The offset that a server states, if it still is the master that we attached to.
 fn offset(shard: &Shard, info: &str) -> Result<u64> {
     let lost = |why: &str| {
-        Error::new(Kind::PinLost, format!("{} {why}", shard.node.endpoint)).hint("the run is repeated with the new master")
+        Error::new(Kind::PinLost, format!("{} {why}", shard.node.endpoint))
+            .hint("the run is repeated with the new master")
     };
     if wire::info(info, "role") != Some("master") {
         return Err(lost("is no master any more"));
@@ -185,7 +198,7 @@ pub(super) fn observe(driver: &Redis) -> Result<Option<Position>> {
     if driver.settings.mode == Mode::Rdb || state.shards.is_empty() {
         return Ok(None);
     }
-    let infos = ask_all(&mut state)?;
+    let infos = ask_all(driver, &mut state)?;
     let mut parts = Vec::new();
     for (shard, info) in state.shards.iter().zip(&infos) {
         let offset = offset(shard, info)?;
@@ -215,7 +228,7 @@ pub(super) fn cut(driver: &Redis, context: &Context, cut: &CutId) -> Result<Pin>
     }
     match driver.settings.mode {
         Mode::Replica => {
-            let infos = ask_all(&mut state)?;
+            let infos = ask_all(driver, &mut state)?;
             for (shard, info) in state.shards.iter_mut().zip(&infos) {
                 shard.offset = offset(shard, info)?;
             }
@@ -241,9 +254,10 @@ fn fork(driver: &Redis, state: &mut State, context: &Context) -> Result<()> {
         shard.collector = driver.collector();
     }
     let forked: Vec<Result<Replica>> = std::thread::scope(|scope| {
+        let servers = state.shards.len();
         let attach = |shard: &Shard| {
             let (node, collector) = (shard.node.clone(), shard.collector.clone());
-            scope.spawn(move || replicate(driver, &node, collector, context))
+            scope.spawn(move || replicate(driver, &node, servers, collector, context))
         };
         let tasks: Vec<_> = state.shards.iter().map(attach).collect();
         let panicked = |_| Err(Error::internal("attaching to a server panicked"));

@@ -19,9 +19,9 @@ use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{self, Content, FileTime, Metadata, Sink, Tree, TreePath};
 
 use super::Redis;
-use super::cut::Shard;
+use super::cut::{Shard, State};
 use super::rdb::damaged;
-use super::replica::ImageFacts;
+use super::replica::{ImageFacts, Replica};
 use super::server::ServerFacts;
 use super::spool::QueueReader;
 use super::wire;
@@ -84,8 +84,9 @@ impl StoreFacts {
         let facts: Self = serde_json::from_slice(&bytes)
             .map_err(|error| Error::new(Kind::Corrupt, "store.json of the point cannot be read").source(error))?;
         if facts.format != 1 {
-            return Err(Error::new(Kind::Unsupported, "the point was written by a newer version")
-                .hint("update stillpoint"));
+            return Err(
+                Error::new(Kind::Unsupported, "the point was written by a newer version").hint("update stillpoint")
+            );
         }
         if facts.servers.is_empty() {
             return Err(damaged("store.json of the point names no server"));
@@ -115,6 +116,15 @@ pub(super) fn now_millis() -> i64 {
 pub(super) fn drain(driver: &Redis, context: &Context, pin: &Pin, sink: &mut dyn Sink) -> Result<Drained> {
     context.check()?;
     let mut state = driver.state();
+    let outcome = all(&mut state, context, pin, sink);
+    if outcome.is_err() && state.is_drained {
+        // Whoever reads a stream of ours must not wait for what will not come.
+        state.shards.iter_mut().filter_map(|shard| shard.replica.as_mut()).for_each(Replica::detach);
+    }
+    outcome
+}
+
+fn all(state: &mut State, context: &Context, pin: &Pin, sink: &mut dyn Sink) -> Result<Drained> {
     if state.pinned.as_ref() != Some(pin) || state.is_drained {
         return Err(Error::new(Kind::PinLost, "the attachment was let go of, or is drained already"));
     }
@@ -135,17 +145,17 @@ pub(super) fn drain(driver: &Redis, context: &Context, pin: &Pin, sink: &mut dyn
         if is_cluster {
             sink.enter(folder.as_bytes(), &folder_meta)?;
         }
-        files(context, shard, sink, &meta)?;
+        let mut part = ServerPart { folder, server: shard.facts.clone(), ..ServerPart::default() };
+        image(context, shard, sink, &meta)?;
+        complete(context, shard, &mut part)?;
+        replay(context, shard, &part, sink, &meta)?;
+        facts.servers.push(part);
         if is_cluster {
             sink.leave()?;
         }
-        facts.servers.push(ServerPart { folder, server: shard.facts.clone(), ..ServerPart::default() });
     }
     if is_cluster {
         sink.leave()?;
-    }
-    for (shard, part) in state.shards.iter_mut().zip(&mut facts.servers) {
-        complete(context, shard, part)?;
     }
     let text = serde_json::to_vec_pretty(&facts).map_err(|e| Error::internal("facts do not serialize").source(e))?;
     sink.file(STORE, &meta, Some(text.len() as u64), tree::bytes(text))?;
@@ -153,8 +163,8 @@ pub(super) fn drain(driver: &Redis, context: &Context, pin: &Pin, sink: &mut dyn
     Ok(drained(&facts, state.notes.clone()))
 }
 
-/// The files of one server.
-fn files(context: &Context, shard: &mut Shard, sink: &mut dyn Sink, meta: &Metadata) -> Result<()> {
+/// What comes first of one server: the papers, and the image, which is read while it comes in.
+fn image(context: &Context, shard: &mut Shard, sink: &mut dyn Sink, meta: &Metadata) -> Result<()> {
     let Some(replica) = &shard.replica else { return Err(Error::internal("a server was cut without an attachment")) };
     for (name, text) in [(ACL, &shard.papers.acl), (CONFIG, &shard.papers.config)] {
         if let Some(text) = text {
@@ -162,9 +172,14 @@ fn files(context: &Context, shard: &mut Shard, sink: &mut dyn Sink, meta: &Metad
         }
     }
     let image = Image { reader: replica.image().reader(), context: context.clone() };
-    sink.file(IMAGE, meta, Some(shard.facts.used_memory), Box::new(image))?;
-    let start = replica.look(|state| state.start);
-    let raw_bytes = shard.offset.saturating_sub(start);
+    sink.file(IMAGE, meta, Some(shard.facts.used_memory), Box::new(image))
+}
+
+/// The commands behind the image. Only once they are all here: whoever reads a file for the repository
+/// would otherwise wait for the image to end, and could have read another file meanwhile.
+fn replay(context: &Context, shard: &Shard, part: &ServerPart, sink: &mut dyn Sink, meta: &Metadata) -> Result<()> {
+    let Some(replica) = &shard.replica else { return Err(Error::internal("a server lost its attachment")) };
+    let raw_bytes = part.cut_offset.saturating_sub(part.image_offset);
     let replay = Replay::new(replica.stream().reader(), raw_bytes, context.clone());
     sink.file(REPLAY, meta, Some(raw_bytes), Box::new(replay))
 }
@@ -256,9 +271,11 @@ impl Replay {
             let command = wire::read_command(&mut self.source, u64::MAX)?;
             let command = command.ok_or_else(|| damaged("the stream of commands ends before the cut"))?;
             let is_past = command.wire_bytes > self.left;
-            self.left = self.left.checked_sub(command.wire_bytes).filter(|_| !is_past).ok_or_else(|| {
-                Error::internal("the cut lies within a command")
-            })?;
+            self.left = self
+                .left
+                .checked_sub(command.wire_bytes)
+                .filter(|_| !is_past)
+                .ok_or_else(|| Error::internal("the cut lies within a command"))?;
             if !command.is_noise() && !command.arguments.is_empty() {
                 self.piece.extend_from_slice(&command.encode());
             }

@@ -259,7 +259,11 @@ impl Collector {
                 let concerns = |argument: &Vec<u8>| self.queries.iter().any(|query| query.matches(database, argument));
                 if arguments.any(concerns) {
                     let name = String::from_utf8_lossy(&command.name()).into_owned();
-                    inner.fail(offset, Kind::Unsupported, format!("`{name}` was carried out on keys that references need"));
+                    inner.fail(
+                        offset,
+                        Kind::Unsupported,
+                        format!("`{name}` was carried out on keys that references need"),
+                    );
                 }
             }
         }
@@ -464,7 +468,7 @@ fn live(driver: &Redis, context: &Context, query: Query, visit: Visit<'_>) -> Re
         let purpose = Purpose {
             access: &driver.access,
             endpoint: &node.endpoint,
-            disk: Disk { folder: driver.scratch.clone(), bytes_max: u64::MAX },
+            disk: Disk::new(driver.scratch.clone(), u64::MAX, 1),
             image_only: true,
             collector: Some(std::sync::Arc::clone(&collector)),
         };

@@ -61,7 +61,9 @@ pub(super) enum Touch {
 pub(super) fn touched(arguments: &[Vec<u8>]) -> Touch {
     let Some(name) = arguments.first().map(|name| name.to_ascii_uppercase()) else { return Touch::Nothing };
     match name.as_slice() {
-        b"PING" | b"REPLCONF" | b"PUBLISH" | b"SPUBLISH" | b"MULTI" | b"EXEC" | b"SCRIPT" | b"FUNCTION" => Touch::Nothing,
+        b"PING" | b"REPLCONF" | b"PUBLISH" | b"SPUBLISH" | b"MULTI" | b"EXEC" | b"SCRIPT" | b"FUNCTION" => {
+            Touch::Nothing
+        }
         b"SELECT" => {
             let database = arguments.get(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
             database.map_or(Touch::Unknown, Touch::Select)
@@ -73,11 +75,11 @@ pub(super) fn touched(arguments: &[Vec<u8>]) -> Touch {
         b"SMOVE" => Touch::Keys(vec![1, 2]),
         b"XGROUP" => Touch::Keys(vec![2]),
         b"SET" | b"SETNX" | b"SETEX" | b"PSETEX" | b"GETSET" | b"GETDEL" | b"GETEX" | b"APPEND" | b"INCR" | b"DECR"
-        | b"INCRBY" | b"DECRBY" | b"INCRBYFLOAT" | b"SETRANGE" | b"SETBIT" | b"PERSIST" | b"PEXPIREAT" | b"EXPIREAT"
-        | b"PEXPIRE" | b"EXPIRE" | b"HSET" | b"HMSET" | b"HSETNX" | b"HDEL" | b"HINCRBY" | b"HINCRBYFLOAT"
-        | b"HPEXPIREAT" | b"HPERSIST" | b"SADD" | b"SREM" | b"LPUSH" | b"RPUSH" | b"LPUSHX" | b"RPUSHX" | b"LPOP"
-        | b"RPOP" | b"LREM" | b"LTRIM" | b"LSET" | b"ZADD" | b"ZREM" | b"ZINCRBY" | b"XADD" | b"XDEL" | b"XTRIM"
-        | b"XACK" | b"XCLAIM" | b"XSETID" | b"PFADD" | b"GEOADD" => Touch::Keys(vec![1]),
+        | b"INCRBY" | b"DECRBY" | b"INCRBYFLOAT" | b"SETRANGE" | b"SETBIT" | b"PERSIST" | b"PEXPIREAT"
+        | b"EXPIREAT" | b"PEXPIRE" | b"EXPIRE" | b"HSET" | b"HMSET" | b"HSETNX" | b"HDEL" | b"HINCRBY"
+        | b"HINCRBYFLOAT" | b"HPEXPIREAT" | b"HPERSIST" | b"SADD" | b"SREM" | b"LPUSH" | b"RPUSH" | b"LPUSHX"
+        | b"RPUSHX" | b"LPOP" | b"RPOP" | b"LREM" | b"LTRIM" | b"LSET" | b"ZADD" | b"ZREM" | b"ZINCRBY" | b"XADD"
+        | b"XDEL" | b"XTRIM" | b"XACK" | b"XCLAIM" | b"XSETID" | b"PFADD" | b"GEOADD" => Touch::Keys(vec![1]),
         _ => Touch::Unknown,
     }
 }
@@ -129,7 +131,10 @@ pub(super) fn apply(value: &mut Value, key: &[u8], arguments: &[Vec<u8>]) -> Res
         let name = String::from_utf8_lossy(&name).into_owned();
         Error::new(
             Kind::Unsupported,
-            format!("references cannot be evaluated: `{name}` was carried out on key `{}` after the image", key.escape_ascii()),
+            format!(
+                "references cannot be evaluated: `{name}` was carried out on key `{}` after the image",
+                key.escape_ascii()
+            ),
         )
         .hint("`mode: rdb` makes the image at the cut, so that no command has to be followed")
     };

@@ -14,15 +14,16 @@ use stillpoint_core::tree::Tree;
 use super::Redis;
 use super::config::Ttl;
 use super::drain::{IMAGE, REPLAY, ServerPart, StoreFacts, now_millis};
-use super::rdb::Verified;
 use super::expiry::{Expiry, RewrittenCommands, RewrittenImage, unwrapped};
+use super::rdb::Verified;
 
 /// Where servers look for their append-only file.
 const PARTS: &str = "appendonlydir";
 const BASE: &str = "appendonly.aof.1.base.rdb";
 const COMMANDS: &str = "appendonly.aof.1.incr.aof";
 const MANIFEST: &str = "appendonly.aof.manifest";
-const MANIFEST_TEXT: &str = "file appendonly.aof.1.base.rdb seq 1 type b\nfile appendonly.aof.1.incr.aof seq 1 type i\n";
+const MANIFEST_TEXT: &str =
+    "file appendonly.aof.1.base.rdb seq 1 type b\nfile appendonly.aof.1.incr.aof seq 1 type i\n";
 /// The stamp of a folder.
 pub(super) const STAMP: &str = "stillpoint-stamp.json";
 
@@ -47,7 +48,11 @@ fn place(folder: &Path, part: &ServerPart) -> PathBuf {
 }
 
 /// Image and commands of one server, with the times that the policy wants.
-fn readers<'a>(source: &'a dyn Tree, part: &ServerPart, expiry: Expiry) -> Result<[(&'static str, Box<dyn Read + 'a>); 2]> {
+fn readers<'a>(
+    source: &'a dyn Tree,
+    part: &ServerPart,
+    expiry: Expiry,
+) -> Result<[(&'static str, Box<dyn Read + 'a>); 2]> {
     let image = Box::new(Verified::new(source.open(&part.path(IMAGE)?)?));
     let replay = source.open(&part.path(REPLAY)?)?;
     if expiry == Expiry::Keep {
@@ -128,8 +133,11 @@ pub(super) fn verify(driver: &Redis, folder: &Path, context: &Context, source: &
     let facts = StoreFacts::read(source)?;
     let mut verification = Verification::default();
     if driver.settings.ttl != Ttl::Keep {
-        return Err(Error::new(Kind::Unsupported, "files with other times of expiry cannot be compared with the point")
-            .hint("start a server from them, and verify that"));
+        return Err(Error::new(
+            Kind::Unsupported,
+            "files with other times of expiry cannot be compared with the point",
+        )
+        .hint("start a server from them, and verify that"));
     }
     for part in &facts.servers {
         for (name, mut expected) in readers(source, part, Expiry::Keep)? {

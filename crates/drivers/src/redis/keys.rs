@@ -142,9 +142,10 @@ impl Writers {
         let slot = commands::slot(key);
         let at = match self.writers.as_slice() {
             [only] if only.node.slots.is_empty() => 0,
-            writers => writers.iter().position(|writer| writer.node.holds(slot)).ok_or_else(|| {
-                Error::new(Kind::Conflict, format!("no master of the target holds slot {slot}"))
-            })?,
+            writers => writers
+                .iter()
+                .position(|writer| writer.node.holds(slot))
+                .ok_or_else(|| Error::new(Kind::Conflict, format!("no master of the target holds slot {slot}")))?,
         };
         Ok(&mut self.writers[at])
     }
@@ -216,7 +217,9 @@ pub(super) fn clear(writers: &mut Writers, context: &Context, part: Option<&Part
             continue;
         };
         let databases = wire::keyspace(&connection.info("keyspace")?);
-        for (database, _) in databases.into_iter().filter(|(number, _)| part.database.is_none_or(|only| only == *number)) {
+        for (database, _) in
+            databases.into_iter().filter(|(number, _)| part.database.is_none_or(|only| only == *number))
+        {
             connection.command(&["SELECT", &database.to_string()])?;
             delete_part(connection, context, part, database)?;
         }
@@ -378,7 +381,8 @@ impl One<'_> {
         if held == 0 {
             return Ok(());
         }
-        let is_split = self.writers.is_cluster() && keys.iter().any(|at| commands::slot(name(*at)) != commands::slot(name(keys[0])));
+        let is_split = self.writers.is_cluster()
+            && keys.iter().any(|at| commands::slot(name(*at)) != commands::slot(name(keys[0])));
         if held < keys.len() || is_split {
             return self.split(command, database, keys);
         }

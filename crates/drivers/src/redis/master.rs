@@ -23,6 +23,8 @@ const ATTACH_WITHIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the target may take nothing and say nothing, unless it is loading.
 const SILENT_FOR: Duration = Duration::from_secs(120);
+/// How long a target may still load when the restore is over for another reason.
+const LOAD_WITHIN: Duration = Duration::from_secs(600);
 /// How much is sent at once.
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -57,11 +59,13 @@ pub(super) fn feed(
     context: &Context,
 ) -> Result<u64> {
     let listener = Listener::open(control, advertise)?;
-    let old = exchange_password(control, &listener.token)?;
-    let outcome = serve(control, &listener, feed, context);
+    let mut borrowed = Borrowed::default();
+    let wants_token = borrowed.set(control, "masterauth", &listener.token)?;
+    let outcome = prepare(control, &mut borrowed, wants_token)
+        .and_then(|()| serve(control, &listener, wants_token, feed, context));
     // In this order: the target must not attach elsewhere with the old password.
-    let freed = control.command(&["REPLICAOF", "NO", "ONE"]);
-    let restored = old.map_or(Ok(()), |old| put_back(control, &old));
+    let freed = free(control);
+    let restored = borrowed.put_back(control);
     let sent = outcome?;
     freed?;
     restored?;
@@ -81,6 +85,19 @@ pub(super) fn refuses(control: &mut Connection, info: &str) -> Result<Option<Str
     match control.ask(&[b"REPLICAOF", b"NO", b"ONE"])? {
         Reply::Error(text) => Ok(Some(format!("the target refuses REPLICAOF: {text}"))),
         _ => Ok(None),
+    }
+}
+
+/// Makes the target a master again; while it loads, it takes no such command.
+fn free(control: &mut Connection) -> Result<()> {
+    let until = Instant::now() + LOAD_WITHIN;
+    loop {
+        match control.command(&["REPLICAOF", "NO", "ONE"]) {
+            Err(error) if error.is_temporary() && !control.is_broken() && Instant::now() < until => {
+                std::thread::sleep(LOOK);
+            }
+            other => return other.map(drop),
+        }
     }
 }
 
@@ -127,48 +144,58 @@ impl Listener {
                     Kind::Unreachable,
                     format!("the target did not attach to {}:{} within {ATTACH_WITHIN:?}", self.host, self.port),
                 )
-                .hint("set `advertise` to an address under which the target reaches this machine, or restoreBy: keys"));
+                .hint(
+                    "set `advertise` to an address under which the target reaches this machine, or restoreBy: keys",
+                ));
             }
         }
     }
 }
 
-/// The target's own name and password for its master.
-struct OldPassword {
-    user: Option<String>,
-    password: String,
+/// Settings of the target that are others while it follows us, with what they were.
+#[derive(Default)]
+struct Borrowed {
+    old: Vec<(&'static str, String)>,
 }
 
-/// Gives the target a password that only we know; `None` where it may not be set.
-fn exchange_password(control: &mut Connection, token: &str) -> Result<Option<OldPassword>> {
-    let Some(password) = control.config("masterauth")? else { return Ok(None) };
-    let user = control.config("masteruser")?;
-    match control.ask(&[b"CONFIG", b"SET", b"masterauth", token.as_bytes()])? {
-        Reply::Error(_) => return Ok(None),
-        _ => {}
+impl Borrowed {
+    /// Changes a setting; `false` where that is not allowed or there is none.
+    fn set(&mut self, control: &mut Connection, name: &'static str, value: &str) -> Result<bool> {
+        let Some(old) = control.config(name)? else { return Ok(false) };
+        if let Reply::Error(_) = control.ask(&[b"CONFIG", b"SET", name.as_bytes(), value.as_bytes()])? {
+            return Ok(false);
+        }
+        self.old.push((name, old));
+        Ok(true)
     }
-    if user.is_some() {
-        control.command(&["CONFIG", "SET", "masteruser", ""])?;
+
+    fn put_back(self, control: &mut Connection) -> Result<()> {
+        self.old.iter().rev().try_for_each(|(name, old)| control.command(&["CONFIG", "SET", name, old]).map(drop))
     }
-    Ok(Some(OldPassword { user, password }))
 }
 
-fn put_back(control: &mut Connection, old: &OldPassword) -> Result<()> {
-    control.command(&["CONFIG", "SET", "masterauth", &old.password])?;
-    if let Some(user) = &old.user {
-        control.command(&["CONFIG", "SET", "masteruser", user])?;
+/// An empty target need not write the image to its disk before it loads it.
+fn prepare(control: &mut Connection, borrowed: &mut Borrowed, wants_token: bool) -> Result<()> {
+    if wants_token {
+        borrowed.set(control, "masteruser", "")?;
     }
-    Ok(())
+    borrowed.set(control, "repl-diskless-load", "on-empty-db").map(drop)
 }
 
-fn serve(control: &mut Connection, listener: &Listener, mut feed: Feed<'_>, context: &Context) -> Result<u64> {
-    let wants_token = control.config("masterauth")?.as_deref() == Some(&listener.token);
+fn serve(
+    control: &mut Connection,
+    listener: &Listener,
+    wants_token: bool,
+    mut feed: Feed<'_>,
+    context: &Context,
+) -> Result<u64> {
     control.command(&["REPLICAOF", &listener.host, &listener.port.to_string()])?;
     let until = Instant::now() + ATTACH_WITHIN;
     let mut attached = loop {
         let socket = listener.accept(context, until)?;
         let from = socket.peer_addr().or_io(|| "cannot tell who attached".to_owned())?.ip();
-        let mut attached = Attached { stream: BufReader::new(socket), context, mark: random_hex(40), heard: Instant::now() };
+        let mut attached =
+            Attached { stream: BufReader::new(socket), context, mark: random_hex(40), heard: Instant::now() };
         let token = if wants_token { Some(listener.token.as_str()) } else { None };
         // Without a token, the address is all that tells the target from others.
         let is_target = token.is_some() || from == listener.target;
@@ -234,7 +261,8 @@ impl Attached<'_> {
             let answer: &[u8] = match command.name().as_slice() {
                 b"PING" => b"+PONG\r\n",
                 b"AUTH" => {
-                    is_known = token.is_none_or(|token| command.arguments.last().is_some_and(|last| last == token.as_bytes()));
+                    is_known =
+                        token.is_none_or(|token| command.arguments.last().is_some_and(|last| last == token.as_bytes()));
                     if is_known { b"+OK\r\n" } else { b"-WRONGPASS\r\n" }
                 }
                 b"PSYNC" | b"SYNC" if is_known => return Ok(()),
@@ -252,7 +280,9 @@ impl Attached<'_> {
         loop {
             self.context.check()?;
             match self.stream.fill_buf() {
-                Ok([]) => return Err(Error::new(Kind::Unreachable, "the target closed its connection to us").temporary()),
+                Ok([]) => {
+                    return Err(Error::new(Kind::Unreachable, "the target closed its connection to us").temporary());
+                }
                 // Signs of life while the target loads.
                 Ok([b'\n' | b'\r', ..]) => {
                     self.stream.consume(1);

@@ -22,6 +22,7 @@ mod edges;
 mod effects;
 mod expiry;
 mod folder;
+mod image;
 mod keys;
 mod master;
 mod packed;
@@ -64,7 +65,7 @@ pub static REGISTRATION: Registration = Registration {
     open: |request| Ok(Arc::new(Phased::new(Redis::open(request)?, &PHASES).expecting_edges(Redis::expect_edges))),
     schema: || schemars::schema_for!(Settings),
     into_folder: Some(config::into_folder),
-    policy: |_| Ok(None),
+    policy: |settings| Ok(Some(config::policy(settings))),
 };
 
 /// The phases, by the pages they stand on.
@@ -123,7 +124,13 @@ impl Redis {
         settings.validate().map_err(named)?;
         let password = settings.password.as_ref().map(|secret| (request.secrets)(secret)).transpose()?;
         let access = client::Access::new(&settings, password).map_err(named)?;
-        Ok(Self { settings, access, scratch: request.scratch.clone(), queries: Mutex::default(), state: Mutex::default() })
+        Ok(Self {
+            settings,
+            access,
+            scratch: request.scratch.clone(),
+            queries: Mutex::default(),
+            state: Mutex::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, cut::State> {

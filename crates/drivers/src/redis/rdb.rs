@@ -17,6 +17,8 @@ use super::packed;
 /// The checksum at the end of RDB files and of `DUMP` payloads.
 pub(super) static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_REDIS);
 
+/// How much of an image is held back until what follows it has come.
+const VERIFIED_BYTES: u64 = 256 << 10;
 /// Bytes of the checksum at the end.
 const CRC_BYTES: usize = 8;
 /// A compressed string may not claim to become larger than a server allows for any string.
@@ -107,11 +109,9 @@ impl<R: Read> Read for Verified<R> {
         while self.at == self.piece.len() && self.checksum.is_some() {
             self.at = 0;
             self.piece = std::mem::take(&mut self.held);
-            self.held.resize(256 << 10, 0);
-            let count = self.source.read(&mut self.held)?;
-            self.held.truncate(count);
+            (&mut self.source).take(VERIFIED_BYTES).read_to_end(&mut self.held)?;
             match &mut self.checksum {
-                Some(checksum) if count > 0 => checksum.update(&self.held),
+                Some(checksum) if !self.held.is_empty() => checksum.update(&self.held),
                 _ => {
                     if let Some(checksum) = self.checksum.take() {
                         checksum.finish().map_err(std::io::Error::other)?;
@@ -318,7 +318,9 @@ impl<R: Read> Walker<R> {
                 let packed = self.bytes(packed)?;
                 packed::inflate(&packed, whole.min(STRING_BYTES_MAX))
             }
-            Length::Special(other) => Err(damaged(format!("a string in the RDB file has the unknown encoding {other}"))),
+            Length::Special(other) => {
+                Err(damaged(format!("a string in the RDB file has the unknown encoding {other}")))
+            }
         }
     }
 
@@ -471,11 +473,7 @@ impl<R: Read> Walker<R> {
     }
 
     /// A value that is one string, unpacked by `unpack`.
-    fn one(
-        &mut self,
-        visit: &mut Option<Visit<'_>>,
-        unpack: &dyn Fn(&[u8], Visit<'_>) -> Result<()>,
-    ) -> Result<()> {
+    fn one(&mut self, visit: &mut Option<Visit<'_>>, unpack: &dyn Fn(&[u8], Visit<'_>) -> Result<()>) -> Result<()> {
         match visit {
             None => self.skip_string(),
             Some(visit) => unpack(&self.string()?, visit),

@@ -7,7 +7,7 @@
 //! We acknowledge offset 0 for ever: we keep nothing safe yet, and `WAIT` must not count us.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,8 @@ use stillpoint_core::error::{Error, Kind, Result};
 use super::client::{Access, Connection, refusal};
 use super::config::Endpoint;
 use super::edges::Collector;
-use super::rdb::{Checksum, Item, Walker, damaged};
+use super::image::{Form, ImageSource, StreamSource, walk};
+use super::rdb::{Checksum, damaged};
 use super::spool::{Disk, Queue};
 use super::wire::{self, Reply};
 
@@ -35,8 +36,6 @@ const IMPATIENT_FOR: Duration = Duration::from_secs(2);
 const BEGIN_WITHIN: Duration = Duration::from_secs(540);
 /// How often a broken connection is taken up again.
 const RESUME_TRIES: u32 = 5;
-/// Bytes of the mark that ends an image of unknown length.
-const MARK_BYTES: usize = 40;
 /// How many signs of life are remembered, for telling how far an offset moved without writes.
 const NOISE_MAX: usize = 4096;
 /// How much of an argument is kept when nobody wants more than the command's name.
@@ -293,8 +292,8 @@ fn is_late(error: &std::io::Error) -> bool {
 }
 
 /// The receiving end.
-struct Link {
-    connection: Connection,
+pub(super) struct Link {
+    pub connection: Connection,
     access: Access,
     endpoint: Endpoint,
     shared: Arc<Shared>,
@@ -419,8 +418,22 @@ impl Link {
         }
     }
 
+    /// Passes on bytes of the image.
+    pub fn keep_image(&self, piece: &[u8]) -> Result<()> {
+        self.shared.image.push(piece)
+    }
+
+    /// Passes on bytes of the stream, and counts them: after a break it is taken up behind them.
+    pub fn keep_stream(&mut self, piece: &[u8]) -> Result<()> {
+        self.shared.stream.push(piece)?;
+        if let Some(received) = &mut self.received {
+            *received += piece.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Waits for bytes; never returns none.
-    fn fill(&mut self) -> Result<&[u8]> {
+    pub fn fill(&mut self) -> Result<&[u8]> {
         loop {
             if self.shared.stop.load(Ordering::Relaxed) {
                 return Err(Error::new(Kind::Cancelled, "the replica was detached"));
@@ -512,103 +525,5 @@ fn describe(error: &Error) -> String {
     match error.hint_text() {
         Some(hint) => format!("{text} ({hint})"),
         None => text,
-    }
-}
-
-/// Walks the image as it passes.
-fn walk(source: &mut ImageSource<'_>, facts: &mut ImageFacts, collector: Option<&Collector>) -> Result<()> {
-    let mut walker = Walker::new(source)?;
-    facts.format = format!("{}{}", if walker.is_valkey { "valkey " } else { "" }, walker.version);
-    loop {
-        match walker.next()? {
-            Item::End => return Ok(()),
-            Item::Function(_) => facts.functions += 1,
-            Item::Key(key) => {
-                if !super::is_stamp(key.database, &key.name) {
-                    *facts.keys.entry(key.database).or_default() += 1;
-                }
-                match collector {
-                    Some(collector) if collector.wants(&key) => collector.key(&key, &mut walker)?,
-                    _ => walker.skip_value(key.kind)?,
-                }
-            }
-            Item::Auxiliary(..) | Item::ModuleAuxiliary(_) | Item::Other => {}
-        }
-    }
-}
-
-/// How the end of the image is known.
-enum Form {
-    Length { left: u64 },
-    Mark { mark: Box<[u8; MARK_BYTES]>, held: Vec<u8>, is_over: bool },
-}
-
-/// The image as it comes; everything read is in the queue as well.
-struct ImageSource<'a> {
-    link: &'a mut Link,
-    form: Form,
-    checksum: Checksum,
-}
-
-impl ImageSource<'_> {
-    /// The next bytes of the image; none at its end.
-    fn piece(&mut self) -> Result<Vec<u8>> {
-        let piece = match &mut self.form {
-            Form::Length { left: 0 } | Form::Mark { is_over: true, .. } => return Ok(Vec::new()),
-            Form::Length { left } => {
-                let data = self.link.fill()?;
-                let count = usize::try_from(*left).unwrap_or(usize::MAX).min(data.len());
-                *left -= count as u64;
-                let piece = data[..count].to_vec();
-                self.link.connection.reader().consume(count);
-                piece
-            }
-            Form::Mark { mark, held, is_over } => loop {
-                let data = self.link.fill()?;
-                let count = data.len();
-                held.extend_from_slice(data);
-                self.link.connection.reader().consume(count);
-                let whole = held.len().saturating_sub(MARK_BYTES);
-                *is_over = held.ends_with(&mark[..]);
-                if whole > 0 || *is_over {
-                    let tail = held.split_off(whole);
-                    break std::mem::replace(held, tail);
-                }
-            },
-        };
-        self.checksum.update(&piece);
-        self.link.shared.image.push(&piece)?;
-        Ok(piece)
-    }
-}
-
-impl Read for ImageSource<'_> {
-    /// Hands out whole pieces only: the reader's buffer is larger than what a socket gives at once.
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let piece = self.piece().map_err(std::io::Error::other)?;
-        let Some(room) = buffer.get_mut(..piece.len()) else {
-            return Err(std::io::Error::other(Error::internal("a piece of the image is larger than its buffer")));
-        };
-        room.copy_from_slice(&piece);
-        Ok(piece.len())
-    }
-}
-
-/// The stream as it comes; everything read is in the queue as well.
-struct StreamSource<'a> {
-    link: &'a mut Link,
-}
-
-impl Read for StreamSource<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let piece = self.link.fill().map_err(std::io::Error::other)?;
-        let count = piece.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&piece[..count]);
-        self.link.connection.reader().consume(count);
-        self.link.shared.stream.push(&buffer[..count]).map_err(std::io::Error::other)?;
-        if let Some(received) = &mut self.link.received {
-            *received += count as u64;
-        }
-        Ok(count)
     }
 }

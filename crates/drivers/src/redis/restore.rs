@@ -77,13 +77,7 @@ enum Way {
     Keys,
 }
 
-fn way(
-    driver: &Redis,
-    control: &mut Connection,
-    info: &str,
-    facts: &StoreFacts,
-    part: Option<&Part>,
-) -> Result<Way> {
+fn way(driver: &Redis, control: &mut Connection, info: &str, facts: &StoreFacts, part: Option<&Part>) -> Result<Way> {
     let refused = match (facts.servers.len(), part) {
         (1, None) => master::refuses(control, info)?,
         (1, Some(_)) => Some("a part is restored key by key".to_owned()),
@@ -91,8 +85,10 @@ fn way(
     };
     let by_keys = |why: &str| match facts.servers.iter().find_map(|server| server.not_walked.as_ref()) {
         None => Ok(Way::Keys),
-        Some(unknown) => Err(Error::new(Kind::Unsupported, format!("{why}; and key by key it cannot be restored: {unknown}"))
-            .hint("restore the whole point into a single server of the same version")),
+        Some(unknown) => {
+            Err(Error::new(Kind::Unsupported, format!("{why}; and key by key it cannot be restored: {unknown}"))
+                .hint("restore the whole point into a single server of the same version"))
+        }
     };
     match (driver.settings.restore_by, refused) {
         (RestoreBy::Keys, _) => by_keys("`restoreBy: keys` is set"),
@@ -172,7 +168,9 @@ impl Job<'_> {
             if *name == "default" || *name == self.driver.access.user() {
                 continue;
             }
-            let mut command = vec!["ACL", "SETUSER", name, "reset"];
+            // A user that is there already must not keep rules of its own.
+            control.command(&["ACL", "DELUSER", name])?;
+            let mut command = vec!["ACL", "SETUSER", name];
             command.extend(rules);
             control.command(&command)?;
         }
@@ -221,8 +219,19 @@ fn refuse_unfit(control: &mut Connection, info: &str, facts: &StoreFacts) -> Res
         wire::Reply::Array(modules) => modules.iter().filter_map(server::module).collect(),
         _ => Vec::new(),
     };
+    let databases: Option<u32> = control.config("databases")?.and_then(|count| count.parse().ok());
     for part in &facts.servers {
         let from = &part.server;
+        // A server that loads a database beyond its last one ends itself.
+        if let (Some(count), Some(highest)) = (databases, part.keys.keys().max())
+            && *highest >= count
+        {
+            return Err(Error::new(
+                Kind::Config,
+                format!("the target has {count} databases, the point uses {}", highest + 1),
+            )
+            .hint("raise `databases` in the target's configuration"));
+        }
         if !server::can_load((&from.software, &from.version), (&software, &version)) {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -268,7 +277,7 @@ fn keep(driver: &Redis, node: &Node, restore: &str, context: &Context) -> Result
     let purpose = Purpose {
         access: &driver.access,
         endpoint: &node.endpoint,
-        disk: Disk { folder: driver.scratch.clone(), bytes_max: u64::MAX },
+        disk: Disk::new(driver.scratch.clone(), u64::MAX, 1),
         image_only: true,
         collector: None,
     };

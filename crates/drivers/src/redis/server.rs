@@ -89,7 +89,8 @@ pub(super) fn version(info: &str) -> (String, String) {
 
 /// Refuses what cannot be the store itself: a Sentinel, a replica, a server that loads or is too old.
 pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result<()> {
-    if wire::info(info, "redis_mode") == Some("sentinel") {
+    // The name that Valkey has for it comes second.
+    if ["redis_mode", "server_mode"].iter().any(|name| wire::info(info, name) == Some("sentinel")) {
         return Err(sentinel(connection));
     }
     let (software, version) = version(info);
@@ -104,8 +105,9 @@ pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result
     if wire::info(info, "role") != Some("master") {
         let host = wire::info(info, "master_host").unwrap_or("?");
         let port = wire::info(info, "master_port").unwrap_or("?");
-        return Err(Error::new(Kind::Conflict, format!("{} is a replica", connection.endpoint()))
-            .hint(format!("a replica lags behind what was acknowledged; name its master: url: redis://{host}:{port}")));
+        return Err(Error::new(Kind::Conflict, format!("{} is a replica", connection.endpoint())).hint(format!(
+            "a replica lags behind what was acknowledged; name its master: url: redis://{host}:{port}"
+        )));
     }
     Ok(())
 }
@@ -141,7 +143,9 @@ pub(super) fn masters(connection: &mut Connection, info: &str) -> Result<Vec<Nod
     let held: u32 = nodes.iter().flat_map(|node| &node.slots).map(|(from, to)| u32::from(to - from) + 1).sum();
     if held != u32::from(SLOTS) {
         let message = format!("the cluster holds {held} of its {SLOTS} slots");
-        return Err(Error::new(Kind::Conflict, message).temporary().hint("see CLUSTER INFO; every slot needs a master"));
+        return Err(Error::new(Kind::Conflict, message)
+            .temporary()
+            .hint("see CLUSTER INFO; every slot needs a master"));
     }
     Ok(nodes)
 }
@@ -165,7 +169,8 @@ fn parse_nodes(text: &str, our_host: &str) -> Result<Vec<Node>> {
         }
         let address = address.split(['@', ',']).next().unwrap_or_default();
         let parsed = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
-        let (host, port) = parsed.ok_or_else(|| Error::new(Kind::Corrupt, "the cluster names an address that is none"))?;
+        let (host, port) =
+            parsed.ok_or_else(|| Error::new(Kind::Corrupt, "the cluster names an address that is none"))?;
         let host = if host.is_empty() { our_host } else { host };
         let range = |slot: &&str| {
             let (from, to) = slot.split_once('-').unwrap_or((slot, slot));

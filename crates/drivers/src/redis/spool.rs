@@ -13,8 +13,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 
-/// What one queue holds in memory before it goes to disk.
+/// What the queues of one kind hold in memory before they go to disk, and what each may at least.
 const MEMORY_BYTES_MAX: usize = 16 << 20;
+const MEMORY_BYTES_MIN: usize = 1 << 20;
 /// How much is read from disk at once.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -25,6 +26,16 @@ pub(super) struct Disk {
     pub folder: PathBuf,
     /// How much may lie there, in bytes.
     pub bytes_max: u64,
+    /// How much stays in memory before anything goes to disk, in bytes.
+    pub memory_bytes_max: usize,
+}
+
+impl Disk {
+    /// Room for one of `count` servers: together they take no more memory than one would.
+    pub fn new(folder: PathBuf, bytes_max: u64, count: usize) -> Self {
+        let memory_bytes_max = (MEMORY_BYTES_MAX / count.max(1)).max(MEMORY_BYTES_MIN);
+        Self { folder, bytes_max, memory_bytes_max }
+    }
 }
 
 /// The queue; clones share it.
@@ -65,7 +76,7 @@ impl Queue {
     /// Adds bytes. Waits for nobody. Fails with `Exhausted` when the disk is full, or its limit is reached.
     pub fn push(&self, data: &[u8]) -> Result<()> {
         let mut state = self.state();
-        if state.file_to == state.file_from && state.memory_bytes + data.len() <= MEMORY_BYTES_MAX {
+        if state.file_to == state.file_from && state.memory_bytes + data.len() <= self.shared.disk.memory_bytes_max {
             state.memory.push_back(data.to_vec());
             state.memory_bytes += data.len();
         } else {
@@ -183,7 +194,7 @@ mod tests {
     use super::*;
 
     fn disk(folder: &tempfile::TempDir, bytes_max: u64) -> Disk {
-        Disk { folder: folder.path().join("spool"), bytes_max }
+        Disk::new(folder.path().join("spool"), bytes_max, 1)
     }
 
     #[test]

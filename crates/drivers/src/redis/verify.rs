@@ -11,7 +11,7 @@ use std::io::{BufReader, Read};
 use sha2::{Digest, Sha256};
 use stillpoint_core::driver::{Context, Verification};
 use stillpoint_core::error::{Error, Kind, Result};
-use stillpoint_core::tree::Tree;
+use stillpoint_core::tree::{NodeKind, Tree};
 
 use super::client::Connection;
 use super::commands::{Table, Touched};
@@ -258,7 +258,7 @@ impl Compare<'_> {
         let purpose = Purpose {
             access: &self.driver.access,
             endpoint: &node.endpoint,
-            disk: Disk { folder: self.driver.scratch.clone(), bytes_max: u64::MAX },
+            disk: Disk::new(self.driver.scratch.clone(), u64::MAX, self.nodes.len()),
             image_only: true,
             collector: None,
         };
@@ -348,9 +348,20 @@ impl Compare<'_> {
 
     /// What the commands between image and cut say of single keys.
     fn touched_by_replay(&self, control: &mut Connection) -> Result<Names> {
-        let table = Table::read(control)?;
         let mut names = Names::default();
+        let mut followed = Vec::new();
         for part in &self.facts.servers {
+            let file = self.source.get(&part.path(REPLAY)?)?;
+            match file.map(|node| node.kind) {
+                Some(NodeKind::File { size: 0 }) => {}
+                _ => followed.push(part),
+            }
+        }
+        if followed.is_empty() {
+            return Ok(names);
+        }
+        let table = Table::read(control)?;
+        for part in followed {
             self.touched_by(part, &table, control, &mut names)?;
         }
         Ok(names)

@@ -7,7 +7,6 @@ use stillpoint_core::coordinator::{Micros, Outcome, Pinned, StoreDrained};
 use stillpoint_core::driver::{Context, Driver, EdgeQuery, Pin, Validity};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::id::{CutId, StoreName};
-use stillpoint_core::platform::Reference;
 use stillpoint_core::tree::Tree;
 use stillpoint_repo::SnapshotId;
 
@@ -85,14 +84,7 @@ impl Hands {
 
     /// What the references of the platform will ask of this store's pin.
     fn queries_of(&self, store: &StoreName) -> Vec<EdgeQuery> {
-        let of = |reference: &Reference| {
-            // What a program answers, no driver is asked.
-            let asked = references::command::line_of(&reference.query).is_none();
-            let from = (asked && reference.from == *store).then(|| EdgeQuery::From(reference.query.clone()));
-            let to = (reference.to == *store).then(|| EdgeQuery::Held(reference.kind.clone()));
-            [from, to]
-        };
-        self.head.platform.references.iter().flat_map(of).flatten().collect()
+        self.head.platform.references.iter().flat_map(|reference| references::queries_of(reference, store)).collect()
     }
 
     pub(super) async fn observe(&self, store: &StoreName, context: &Context) -> Result<Outcome> {

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use stillpoint_core::driver::{Context, Driver, Edge, EdgeQuery, Pin};
 use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::id::StoreName;
 use stillpoint_core::platform::Reference;
 use stillpoint_core::reference::{Checked, merge};
 use tokio::runtime::Handle;
@@ -29,6 +30,14 @@ const CHECK_EVERY: u64 = 4_096;
 
 /// A store, and its pin; without a pin the live store is asked.
 pub type Side<'a> = (&'a dyn Driver, Option<&'a Pin>);
+
+/// What `reference` will ask of `store`'s pin; a program asks for itself.
+pub(crate) fn queries_of(reference: &Reference, store: &StoreName) -> impl Iterator<Item = EdgeQuery> {
+    let leaves = reference.from == *store && command::line_of(&reference.query).is_none();
+    let from = leaves.then(|| EdgeQuery::From(reference.query.clone()));
+    let to = (reference.to == *store).then(|| EdgeQuery::Held(reference.kind.clone()));
+    from.into_iter().chain(to)
+}
 
 /// Evaluates `reference` from one store to the other. Blocks; call it on a thread of its own.
 ///

@@ -197,7 +197,8 @@ fn build(
     let path = source::to_scratch(way.source, &stored.file(layout::DUMP)?, way.scratch(), context)?;
     let archive = Archive::open(tools, &path, context)?;
     let step = |step, restored: &mut Restored| -> Result<()> {
-        restored.losses.append(&mut archive.restore(tools, building, (step, manner), context)?);
+        let mut again = |statement: &str| way.connect(building)?.execute(statement);
+        restored.losses.append(&mut archive.restore(tools, building, (step, manner), &mut again, context)?);
         context.check()
     };
     step(Step::Tables, restored)?;
