@@ -13,6 +13,7 @@ use stillpoint_core::tree::TreePath;
 use super::super::layout::{LargeObject, Table, Total};
 use super::super::session::Session;
 use super::super::wire::{ServerMessage, identifier, literal, qualified};
+use super::binary::{self, Converter, Field};
 use super::source::{self, StoredDatabase};
 use super::{Way, pool};
 
@@ -20,6 +21,9 @@ use super::{Way, pool};
 const BUFFER_BYTES: usize = 256 << 10;
 /// Large objects made by one statement.
 const OBJECTS_PER_STATEMENT: usize = 500;
+
+/// Tables with less are filled as they are: preparations would cost more than they gain.
+const LARGE_BYTES_MIN: u64 = 1 << 20;
 
 /// Every loading session: a crash loses the whole database that is being built, so single commits need
 /// not wait for the disk.
@@ -52,7 +56,9 @@ pub(super) fn tables(way: &Way<'_>, database: &str, stored: &StoredDatabase, loa
     let mut jobs = Vec::new();
     for load in largest {
         let is_alone = load.total.bytes <= share || load.table.files == 1;
-        match is_alone && load.is_ours && load.table.filter.is_none() {
+        // Emptying a table makes new files, which costs more than few rows would gain.
+        let is_worth_it = load.total.bytes >= LARGE_BYTES_MIN && load.is_ours && load.table.filter.is_none();
+        match is_alone && is_worth_it {
             true => jobs.push(Job::Whole(load)),
             false => jobs.extend((0..load.table.files).map(|file| Job::File(load, file))),
         }
@@ -98,31 +104,65 @@ fn replica_role(way: &Way<'_>, database: &str) -> Result<&'static str> {
     }
 }
 
+/// How rows are stored and sent.
+#[derive(Debug, Clone, Copy)]
+struct Form<'a> {
+    is_frozen: bool,
+    encoding: &'a str,
+    /// The forms of the columns, where rows are sent in binary.
+    fields: Option<&'a [Field]>,
+}
+
 /// The statement that takes rows. Without columns the list is left out: SQL has no empty one.
-fn copy_statement(load: &Load<'_>, into: (&str, &str), is_frozen: bool, encoding: &str) -> String {
+fn copy_statement(load: &Load<'_>, into: (&str, &str), form: Form<'_>) -> String {
     let columns: Vec<String> = load.table.columns.iter().map(|name| identifier(name)).collect();
     let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
     let mut options = Vec::new();
-    if is_frozen {
+    if form.is_frozen {
         options.push("FREEZE".to_owned());
     }
-    if encoding != "UTF8" {
-        options.push(format!("ENCODING {}", literal(encoding)));
+    if form.fields.is_some() {
+        options.push("FORMAT binary".to_owned());
+    }
+    if form.encoding != "UTF8" {
+        options.push(format!("ENCODING {}", literal(form.encoding)));
     }
     let options = if options.is_empty() { String::new() } else { format!(" WITH ({})", options.join(", ")) };
     format!("COPY {}{list} FROM STDIN{options}", qualified(into.0, into.1))
 }
 
+/// The forms of the columns, where a table is large enough to be worth asking, and all have one. In binary
+/// the server would read text in the session's encoding, so other encodings are left out.
+fn fields(
+    session: &mut Session,
+    load: &Load<'_>,
+    into: &(String, String),
+    encoding: &str,
+) -> Result<Option<Vec<Field>>> {
+    if load.total.bytes < LARGE_BYTES_MIN || encoding != "UTF8" {
+        return Ok(None);
+    }
+    binary::fields(session, (&into.0, &into.1), &load.table.columns)
+}
+
 /// A whole table in one transaction.
 fn whole(way: &Way<'_>, session: &mut Session, stored: &StoredDatabase, load: &Load<'_>) -> Result<()> {
-    let (schema, name) = (load.into.0.as_str(), load.into.1.as_str());
-    session.execute(&format!("BEGIN; TRUNCATE TABLE ONLY {}", qualified(schema, name)))?;
+    let into = (load.into.0.as_str(), load.into.1.as_str());
     let files: Vec<TreePath> =
         (0..load.table.files).map(|file| stored.rows(load.table, file)).collect::<Result<_>>()?;
-    let statement = copy_statement(load, (schema, name), true, &stored.about.encoding);
-    let rows = copy(way, session, &statement, &files)?;
-    expect(load, rows, load.total.rows)?;
-    session.execute("COMMIT")
+    let encoding = stored.about.encoding.as_str();
+    let mut fields = fields(session, load, &load.into, encoding)?;
+    loop {
+        session.execute(&format!("BEGIN; TRUNCATE TABLE ONLY {}", qualified(into.0, into.1)))?;
+        let form = Form { is_frozen: true, encoding, fields: fields.as_deref() };
+        let Some(rows) = copy(way, session, &copy_statement(load, into, form), &files, form.fields)? else {
+            session.execute("ROLLBACK")?;
+            fields = None;
+            continue;
+        };
+        expect(load, rows, load.total.rows)?;
+        return session.execute("COMMIT");
+    }
 }
 
 /// One file of a table, in a statement of its own.
@@ -135,8 +175,16 @@ fn one_file(
     into: &(String, String),
 ) -> Result<()> {
     let path = [stored.rows(load.table, file)?];
-    let statement = copy_statement(load, (&into.0, &into.1), false, &stored.about.encoding);
-    let rows = copy(way, session, &statement, &path)?;
+    let encoding = stored.about.encoding.as_str();
+    // A statement that fails would end the transaction it is part of: what surely works is sent there.
+    let mut fields = if session.in_transaction() { None } else { fields(session, load, into, encoding)? };
+    let rows = loop {
+        let form = Form { is_frozen: false, encoding, fields: fields.as_deref() };
+        match copy(way, session, &copy_statement(load, (&into.0, &into.1), form), &path, form.fields)? {
+            Some(rows) => break rows,
+            None => fields = None,
+        }
+    };
     let expected = usize::try_from(file).ok().and_then(|file| load.total.file(file)).map_or(rows, |tally| tally.rows);
     expect(load, rows, expected)
 }
@@ -174,26 +222,51 @@ fn of(load: &Load<'_>, error: Error) -> Error {
     error.context("table", format!("{}.{}", load.table.schema, load.table.name))
 }
 
-/// Streams files of the tree into one COPY; returns the rows that the server took.
-fn copy(way: &Way<'_>, session: &mut Session, statement: &str, files: &[TreePath]) -> Result<u64> {
+/// Streams files of the tree into one COPY; returns the rows that the server took, or `None` if they
+/// cannot be sent in this form.
+fn copy(
+    way: &Way<'_>,
+    session: &mut Session,
+    statement: &str,
+    files: &[TreePath],
+    fields: Option<&[Field]>,
+) -> Result<Option<u64>> {
     session.copy_in(statement)?;
+    let mut converter = fields.map(Converter::new);
     let mut buffer = vec![0; BUFFER_BYTES];
+    if converter.is_some() {
+        session.copy_write(binary::HEAD)?;
+    }
     for path in files {
-        if let Err(error) = stream(way, session, path, &mut buffer) {
+        match stream(way, session, path, &mut buffer, converter.as_mut()) {
+            Ok(true) => {}
             // The first failure counts; one of the connection leaves nothing to say good-bye to.
-            if session.is_usable() {
-                session.copy_fail("the point could not be read")?;
+            stopped => {
+                if session.is_usable() {
+                    session.copy_fail("the point could not be sent")?;
+                }
+                return stopped.map(|_| None);
             }
-            return Err(error);
         }
+    }
+    if converter.is_some() {
+        session.copy_write(binary::END)?;
     }
     let rows = session.copy_finish()?;
     way.context.advance(0, rows);
-    Ok(rows)
+    Ok(Some(rows))
 }
 
-fn stream(way: &Way<'_>, session: &mut Session, path: &TreePath, buffer: &mut [u8]) -> Result<()> {
+/// Sends one file; `false` if it cannot be turned into the form that is wanted.
+fn stream(
+    way: &Way<'_>,
+    session: &mut Session,
+    path: &TreePath,
+    buffer: &mut [u8],
+    mut converter: Option<&mut Converter<'_>>,
+) -> Result<bool> {
     let mut reader = way.source.open(path)?;
+    let mut turned = Vec::new();
     loop {
         way.context.check()?;
         // Small reads are gathered: each write is a message to the server.
@@ -205,9 +278,18 @@ fn stream(way: &Way<'_>, session: &mut Session, path: &TreePath, buffer: &mut [u
             }
         }
         if filled == 0 {
-            return Ok(());
+            return Ok(converter.is_none_or(|converter| converter.is_complete()));
         }
-        session.copy_write(&buffer[..filled])?;
+        match &mut converter {
+            None => session.copy_write(&buffer[..filled])?,
+            Some(converter) => {
+                turned.clear();
+                if converter.push(&buffer[..filled], &mut turned).is_none() {
+                    return Ok(false);
+                }
+                session.copy_write(&turned)?;
+            }
+        }
         way.context.advance(filled as u64, 0);
     }
 }
@@ -232,7 +314,7 @@ pub(super) fn large_objects(way: &Way<'_>, database: &str, stored: &StoredDataba
     );
     pool::run(way, (database, &begin), stored.large_object_files(way.source)?, &|session, path| {
         session.execute("TRUNCATE pg_temp.stillpoint_pieces")?;
-        copy(way, session, "COPY pg_temp.stillpoint_pieces FROM STDIN", std::slice::from_ref(path))?;
+        copy(way, session, "COPY pg_temp.stillpoint_pieces FROM STDIN", std::slice::from_ref(path), None)?;
         // By ascending place, so that holes stay holes and each object is written front to end.
         session.execute(
             "SELECT pg_catalog.count(*) FROM (SELECT pg_catalog.lo_put(oid, at, bytes) FROM \
