@@ -5,6 +5,7 @@
 //! one connection are filled by several at once instead, file by file.
 
 use std::io::Read;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
@@ -12,7 +13,7 @@ use stillpoint_core::tree::TreePath;
 
 use super::super::layout::{LargeObject, Table, Total};
 use super::super::session::Session;
-use super::super::wire::{ServerMessage, identifier, literal, qualified};
+use super::super::wire::{ServerMessage, Tally, identifier, literal, qualified};
 use super::binary::{self, Converter, Field};
 use super::source::{self, StoredDatabase};
 use super::{Way, pool};
@@ -24,6 +25,9 @@ const OBJECTS_PER_STATEMENT: usize = 500;
 
 /// Tables with less are filled as they are: preparations would cost more than they gain.
 const LARGE_BYTES_MIN: u64 = 1 << 20;
+
+/// What one statement loads of a table that several connections fill.
+const PART_BYTES: u64 = 16 << 20;
 
 /// Every loading session: a crash loses the whole database that is being built, so single commits need
 /// not wait for the disk.
@@ -39,12 +43,13 @@ pub(super) struct Load<'a> {
     pub(super) is_ours: bool,
 }
 
-/// A piece of work for one connection.
-enum Job<'a> {
-    /// A table with all its files.
-    Whole(&'a Load<'a>),
-    /// One file of a table.
-    File(&'a Load<'a>, u64),
+/// A piece of work for one connection: a table, some of its files, and whether they are all it has, so
+/// that it can be emptied first.
+struct Job<'a> {
+    load: &'a Load<'a>,
+    fields: Option<Vec<Field>>,
+    files: Range<u64>,
+    is_whole: bool,
 }
 
 /// Fills the tables.
@@ -53,53 +58,61 @@ pub(super) fn tables(way: &Way<'_>, database: &str, stored: &StoredDatabase, loa
     let share = bytes / (way.settings.connections as u64).max(1);
     let mut largest: Vec<&Load<'_>> = loads.iter().filter(|load| load.table.files > 0).collect();
     largest.sort_by_key(|load| std::cmp::Reverse(load.total.bytes));
+    let mut session = way.connect(database)?;
+    let begin = format!("{BEGIN}; {}", replica_role(&mut session)?);
     let mut jobs = Vec::new();
     for load in largest {
+        // Preparations cost more than few rows would gain.
+        let is_large = load.total.bytes >= LARGE_BYTES_MIN;
+        let fields = if is_large { fields(&mut session, load, &stored.about.encoding)? } else { None };
         let is_alone = load.total.bytes <= share || load.table.files == 1;
-        // Emptying a table makes new files, which costs more than few rows would gain.
-        let is_worth_it = load.total.bytes >= LARGE_BYTES_MIN && load.is_ours && load.table.filter.is_none();
-        match is_alone && is_worth_it {
-            true => jobs.push(Job::Whole(load)),
-            false => jobs.extend((0..load.table.files).map(|file| Job::File(load, file))),
-        }
+        let is_whole = is_alone && is_large && load.is_ours && load.table.filter.is_none();
+        let parts = if is_whole { vec![0..load.table.files] } else { parts(load) };
+        jobs.extend(parts.into_iter().map(|files| Job { load, fields: fields.clone(), files, is_whole }));
     }
-    let begin = format!("{BEGIN}; {}", replica_role(way, database)?);
+    session.close();
     // Rows move to another partition where types or collations hash or sort otherwise than at the source,
     // as enums always do. The server chooses the partition then, after every one of them was emptied.
     let misplaced = Mutex::new(Vec::new());
-    let later = |load, file| misplaced.lock().unwrap_or_else(PoisonError::into_inner).push((load, file));
-    pool::run(way, (database, &begin), jobs, &|session, job| {
-        let (load, done) = match job {
-            Job::Whole(load) => (load, whole(way, session, stored, load)),
-            Job::File(load, file) => (load, one_file(way, session, stored, load, *file, &load.into)),
-        };
-        match (done, job) {
-            (Err(error), Job::Whole(load)) if is_misplaced(&error) => {
-                (0..load.table.files).for_each(|file| later(*load, file));
-                session.execute("ROLLBACK")
-            }
-            (Err(error), Job::File(load, file)) if is_misplaced(&error) => {
-                later(*load, *file);
-                Ok(())
-            }
-            (done, _) => done.map_err(|error| of(load, error)),
+    pool::run(way, (database, &begin), jobs, &|session, job| match fill(way, session, stored, job, &job.load.into) {
+        Err(error) if is_misplaced(&error) => {
+            misplaced.lock().unwrap_or_else(PoisonError::into_inner).push((job.load, job.files.clone()));
+            if session.in_transaction() { session.execute("ROLLBACK") } else { Ok(()) }
         }
+        done => done.map_err(|error| of(job.load, error)),
     })?;
     let misplaced = misplaced.into_inner().unwrap_or_else(PoisonError::into_inner);
-    pool::run(way, (database, &begin), misplaced, &|session, (load, file)| {
+    pool::run(way, (database, &begin), misplaced, &|session, (load, files)| {
         let top = root(session, &load.into.0, &load.into.1)?.unwrap_or_else(|| load.into.clone());
-        one_file(way, session, stored, load, *file, &top).map_err(|error| of(load, error))
+        let job = Job { load, fields: None, files: files.clone(), is_whole: false };
+        fill(way, session, stored, &job, &top).map_err(|error| of(load, error))
     })
 }
 
+/// Cuts a table's files into pieces of a size that keeps all connections busy to the end.
+fn parts(load: &Load<'_>) -> Vec<Range<u64>> {
+    let (mut parts, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for file in 0..load.table.files {
+        bytes += file_tally(load, file).map_or(PART_BYTES, |tally| tally.bytes);
+        if bytes >= PART_BYTES || file + 1 == load.table.files {
+            parts.push(begin..file + 1);
+            (begin, bytes) = (file + 1, 0);
+        }
+    }
+    parts
+}
+
+fn file_tally(load: &Load<'_>, file: u64) -> Option<Tally> {
+    load.total.file(usize::try_from(file).ok()?)
+}
+
 /// Keeps triggers of tables that exist already from firing, where this role may.
-fn replica_role(way: &Way<'_>, database: &str) -> Result<&'static str> {
+fn replica_role(session: &mut Session) -> Result<&'static str> {
     const REPLICA: &str = "SET session_replication_role = replica";
-    let mut session = way.connect(database)?;
     match session.execute(REPLICA) {
         Ok(()) => Ok(REPLICA),
         // Tables that we made have no triggers yet.
-        Err(error) if error.kind() == Kind::PermissionDenied => Ok("SET synchronous_commit = off"),
+        Err(error) if error.kind() == Kind::PermissionDenied => Ok(BEGIN),
         Err(error) => Err(error),
     }
 }
@@ -131,62 +144,44 @@ fn copy_statement(load: &Load<'_>, into: (&str, &str), form: Form<'_>) -> String
     format!("COPY {}{list} FROM STDIN{options}", qualified(into.0, into.1))
 }
 
-/// The forms of the columns, where a table is large enough to be worth asking, and all have one. In binary
-/// the server would read text in the session's encoding, so other encodings are left out.
-fn fields(
-    session: &mut Session,
-    load: &Load<'_>,
-    into: &(String, String),
-    encoding: &str,
-) -> Result<Option<Vec<Field>>> {
-    if load.total.bytes < LARGE_BYTES_MIN || encoding != "UTF8" {
-        return Ok(None);
-    }
-    binary::fields(session, (&into.0, &into.1), &load.table.columns)
-}
-
-/// A whole table in one transaction.
-fn whole(way: &Way<'_>, session: &mut Session, stored: &StoredDatabase, load: &Load<'_>) -> Result<()> {
-    let into = (load.into.0.as_str(), load.into.1.as_str());
-    let files: Vec<TreePath> =
-        (0..load.table.files).map(|file| stored.rows(load.table, file)).collect::<Result<_>>()?;
-    let encoding = stored.about.encoding.as_str();
-    let mut fields = fields(session, load, &load.into, encoding)?;
-    loop {
-        session.execute(&format!("BEGIN; TRUNCATE TABLE ONLY {}", qualified(into.0, into.1)))?;
-        let form = Form { is_frozen: true, encoding, fields: fields.as_deref() };
-        let Some(rows) = copy(way, session, &copy_statement(load, into, form), &files, form.fields)? else {
-            session.execute("ROLLBACK")?;
-            fields = None;
-            continue;
-        };
-        expect(load, rows, load.total.rows)?;
-        return session.execute("COMMIT");
+/// The forms of the columns, if all have one. In binary the server would read text in the session's
+/// encoding, so databases of other encodings are left out.
+fn fields(session: &mut Session, load: &Load<'_>, encoding: &str) -> Result<Option<Vec<Field>>> {
+    match encoding {
+        "UTF8" => binary::fields(session, (&load.into.0, &load.into.1), &load.table.columns),
+        _ => Ok(None),
     }
 }
 
-/// One file of a table, in a statement of its own.
-fn one_file(
+/// Files of a table in one statement; a whole table in one transaction that empties it first.
+fn fill(
     way: &Way<'_>,
     session: &mut Session,
     stored: &StoredDatabase,
-    load: &Load<'_>,
-    file: u64,
+    job: &Job<'_>,
     into: &(String, String),
 ) -> Result<()> {
-    let path = [stored.rows(load.table, file)?];
+    let load = job.load;
+    let paths: Vec<TreePath> = job.files.clone().map(|file| stored.rows(load.table, file)).collect::<Result<_>>()?;
     let encoding = stored.about.encoding.as_str();
-    // A statement that fails would end the transaction it is part of: what surely works is sent there.
-    let mut fields = if session.in_transaction() { None } else { fields(session, load, into, encoding)? };
+    let mut fields = job.fields.as_deref();
     let rows = loop {
-        let form = Form { is_frozen: false, encoding, fields: fields.as_deref() };
-        match copy(way, session, &copy_statement(load, (&into.0, &into.1), form), &path, form.fields)? {
+        if job.is_whole {
+            session.execute(&format!("BEGIN; TRUNCATE TABLE ONLY {}", qualified(&into.0, &into.1)))?;
+        }
+        let form = Form { is_frozen: job.is_whole, encoding, fields };
+        match copy(way, session, &copy_statement(load, (&into.0, &into.1), form), &paths, form.fields)? {
             Some(rows) => break rows,
+            // Written in another way than we read: the server reads it.
             None => fields = None,
         }
+        if job.is_whole {
+            session.execute("ROLLBACK")?;
+        }
     };
-    let expected = usize::try_from(file).ok().and_then(|file| load.total.file(file)).map_or(rows, |tally| tally.rows);
-    expect(load, rows, expected)
+    let expected: Option<u64> = job.files.clone().map(|file| Some(file_tally(load, file)?.rows)).sum();
+    expect(load, rows, expected.unwrap_or(rows))?;
+    if job.is_whole { session.execute("COMMIT") } else { Ok(()) }
 }
 
 /// Whether a row does not belong into the partition it was in at the source.
@@ -357,18 +352,18 @@ pub(super) fn in_transaction(
     stored: &StoredDatabase,
     load: &Load<'_>,
 ) -> Result<()> {
-    (0..load.table.files).try_for_each(|file| {
-        session.execute("SAVEPOINT file")?;
-        match one_file(way, session, stored, load, file, &load.into) {
-            Err(error) if is_misplaced(&error) => {
-                session.execute("ROLLBACK TO SAVEPOINT file")?;
-                let Some(top) = root(session, &load.into.0, &load.into.1)? else { return Err(of(load, error)) };
-                one_file(way, session, stored, load, file, &top).map_err(|error| of(load, error))?;
-            }
-            done => done.map_err(|error| of(load, error))?,
+    // A statement that fails would end the transaction: text surely works.
+    let job = Job { load, fields: None, files: 0..load.table.files, is_whole: false };
+    session.execute("SAVEPOINT rows")?;
+    match fill(way, session, stored, &job, &load.into) {
+        Err(error) if is_misplaced(&error) => {
+            session.execute("ROLLBACK TO SAVEPOINT rows")?;
+            let Some(top) = root(session, &load.into.0, &load.into.1)? else { return Err(of(load, error)) };
+            fill(way, session, stored, &job, &top).map_err(|error| of(load, error))?;
         }
-        session.execute("RELEASE SAVEPOINT file")
-    })
+        done => done.map_err(|error| of(load, error))?,
+    }
+    session.execute("RELEASE SAVEPOINT rows")
 }
 
 /// The statements that set the sequences to where they stood; nothing else of the script is run.
