@@ -6,15 +6,19 @@ use stillpoint_testkit::platform::Programs;
 
 use crate::rig::{self, Rig};
 
-/// Gets the servers as their rigs say, and builds ours: `release`, or as tests are built.
-pub fn get(root: &Path, release: bool) -> Result<Programs, String> {
+/// Gets the servers as their rigs say, and ours from `folder`; without one they are built, `release` or
+/// as tests are.
+pub fn get(root: &Path, folder: Option<&Path>, release: bool) -> Result<Programs, String> {
     let server = |name: &str| {
         let rig = Rig::load(root, name)?;
         rig::obtain(&rig, false)?;
         rig::program(&rig)
     };
     let postgres = server("postgres")?;
-    let folder = build(root, release)?;
+    let folder = match folder {
+        Some(folder) => std::path::absolute(folder).map_err(|error| format!("{}: {error}", folder.display()))?,
+        None => build(root, release)?,
+    };
     Ok(Programs {
         postgres_bin: postgres.parent().map(Path::to_owned).ok_or("postgres lies in no folder")?,
         redis_server: server("redis")?,

@@ -27,6 +27,9 @@ pub struct TestArgs {
     /// The soak runs programs as tests are built, instead of released ones.
     #[arg(long, requires = "soak")]
     pub dev: bool,
+    /// The soak takes `stillpoint` and `model-registry` from this folder, and builds nothing.
+    #[arg(long, requires = "soak", value_name = "FOLDER")]
+    pub programs: Option<PathBuf>,
     /// The soak's platform, described like `examples/model-registry/platform.yaml`.
     #[arg(long, requires = "soak", value_name = "FILE")]
     pub platform: Option<PathBuf>,
@@ -62,8 +65,9 @@ struct Tally {
 /// Runs everything; returns whether nothing failed.
 pub fn run(root: &Path, args: &TestArgs) -> Result<bool, String> {
     if let Some(minutes) = args.soak {
-        let (seed, dev, platform) = (args.seed, args.dev, args.platform.clone());
-        return soak::run(root, &Soak { minutes, seed, dev, platform, per_second: args.per_second });
+        let (seed, dev, per_second) = (args.seed, args.dev, args.per_second);
+        let (platform, programs) = (args.platform.clone(), args.programs.clone());
+        return soak::run(root, &Soak { minutes, seed, dev, programs, platform, per_second });
     }
     let mut tally = Tally::default();
     let (mut given, mut started) = (BTreeMap::new(), Vec::new());

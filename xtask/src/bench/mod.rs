@@ -43,6 +43,9 @@ pub struct BenchArgs {
     /// `pause`: 20 cuts at 100 MB and 1 GB, for trying the bench itself.
     #[arg(long)]
     pub small: bool,
+    /// `pause`: take `stillpoint` and `model-registry` from this folder, and build nothing.
+    #[arg(long, value_name = "FOLDER")]
+    pub programs: Option<PathBuf>,
     /// `pause`: programs as tests are built, instead of released ones.
     #[arg(long)]
     pub dev: bool,

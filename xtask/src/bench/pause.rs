@@ -15,7 +15,7 @@ use stillpoint_testkit::chaos;
 use super::BenchArgs;
 use super::measure::median;
 use super::table::Row;
-use stillpoint_testkit::platform::{Options, Stage, TEMPLATE};
+use stillpoint_testkit::platform::{Options, Programs, Stage};
 
 use crate::programs;
 
@@ -34,7 +34,7 @@ struct Shape {
 
 /// Measures at both sizes.
 pub fn run(root: &Path, args: &BenchArgs) -> Result<Vec<Row>, String> {
-    let programs = programs::get(root, !args.dev)?;
+    let programs = programs::get(root, args.programs.as_deref(), !args.dev)?;
     let shape = Shape {
         sizes_mb: [100, if args.small { 1_000 } else { 5_000 }],
         cuts: if args.small { args.cuts.min(20) } else { args.cuts },
@@ -69,10 +69,8 @@ struct Pause {
     whole_millis: f64,
 }
 
-fn at_size(programs: &stillpoint_testkit::platform::Programs, size_mb: u64, cuts: usize) -> Result<Vec<Pause>, String> {
-    // Where no try is made among running writers, every run pauses them.
-    let template = TEMPLATE.replace("optimisticTries: 2", "optimisticTries: 1");
-    let stage = Stage::start(programs, Options { template, ..Options::default() })?;
+fn at_size(programs: &Programs, size_mb: u64, cuts: usize) -> Result<Vec<Pause>, String> {
+    let stage = Stage::start(programs, Options::default())?;
     let begun = Instant::now();
     let filled = stage.registry(&["fill", "app.json", &size_mb.to_string()]).output();
     let filled = filled.map_err(|error| format!("filling: {error}"))?;

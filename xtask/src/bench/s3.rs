@@ -66,7 +66,11 @@ impl Bench {
     fn rclone(&self, args: &[&str]) -> Command {
         let mut command = Command::new("rclone");
         let server = &self.server;
-        command.args(args).env("RCLONE_CONFIG", "/dev/null").env("RCLONE_CONFIG_RIG_TYPE", "s3");
+        command
+            .args(args)
+            .env_remove("AWS_CA_BUNDLE")
+            .env("RCLONE_CONFIG", "/dev/null")
+            .env("RCLONE_CONFIG_RIG_TYPE", "s3");
         command.env("RCLONE_CONFIG_RIG_PROVIDER", "Minio").env("RCLONE_CONFIG_RIG_REGION", "us-east-1");
         command.env("RCLONE_CONFIG_RIG_ENDPOINT", format!("http://{}", server.address));
         command.env("RCLONE_CONFIG_RIG_ACCESS_KEY_ID", &server.access_key_id);

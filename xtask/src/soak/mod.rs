@@ -30,6 +30,8 @@ pub struct Soak {
     pub seed: Option<u64>,
     /// Programs as tests are built, instead of released ones.
     pub dev: bool,
+    /// The folder that holds the programs, instead of building them.
+    pub programs: Option<PathBuf>,
     /// Another description of the platform, with the same names between braces.
     pub platform: Option<PathBuf>,
     /// Publications per second of all writers; 0 means as fast as they can.
@@ -40,7 +42,7 @@ pub struct Soak {
 pub fn run(root: &Path, soak: &Soak) -> Result<bool, String> {
     let seed = soak.seed.unwrap_or_else(|| fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);
-    let programs = programs::get(root, !soak.dev)?;
+    let programs = programs::get(root, soak.programs.as_deref(), !soak.dev)?;
     let template = match &soak.platform {
         Some(path) => std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?,
         None => TEMPLATE.to_owned(),

@@ -203,7 +203,7 @@ fn restore_and_judge(stage: &mut Stage, report: &mut Report) -> Result<String, S
     let restored = restored.map_err(|error| format!("restore: {error}"))?;
     if !restored.status.success() {
         let said = String::from_utf8_lossy(&restored.stderr).trim().replace('\n', " | ");
-        let told = String::from_utf8_lossy(&restored.stdout).trim().chars().take(600).collect::<String>();
+        let told = unproven(&serde_json::from_slice(&restored.stdout).unwrap_or_default());
         report.violation(format!("point {id} does not come back: {said} {told}"));
         return Ok(String::new());
     }
@@ -226,6 +226,14 @@ fn restore_and_judge(stage: &mut Stage, report: &mut Report) -> Result<String, S
         number("later"),
         number("violations"),
     ))
+}
+
+/// What a restore's report says of stores and references that are not proven.
+fn unproven(report: &Value) -> String {
+    let stores = report["stores"].as_array().into_iter().flatten().filter(|store| store["status"] != "proven");
+    let references = report["references"].as_array().into_iter().flatten().filter(|one| one["missing"] != 0);
+    let lines: Vec<String> = stores.chain(references).map(Value::to_string).collect();
+    format!("{} {}", lines.join(" "), report["notes"]).chars().take(3_000).collect()
 }
 
 /// Every pause that the application saw ended in time, and not by its own lease.

@@ -48,10 +48,21 @@ const EXTRA: &[(&str, &str)] = &[
     ("postgres", "dump.rs"),
     // What a backup would meet; long, because each finding comes with its remedy.
     ("postgres", "probe.rs"),
+    // Which files of the parent still hold; reasoned about in a decision of its own.
+    ("postgres", "extents.rs"),
     // Tests: each makes a server misbehave.
     ("postgres", "faults.rs"),
     // The operator's own SQL.
     ("postgres", "edges.rs"),
+    // The way back has a page for each of its steps; all databases get their names, or none.
+    ("postgres", "restore"),
+    ("postgres", "swap.rs"),
+    ("postgres", "verify.rs"),
+    // The stamp opens what a restore left closed.
+    ("postgres", "stamp.rs"),
+    // A schema that uses every feature, and the tests that carry it there and back.
+    ("postgres", "testdata"),
+    ("postgres", "tests"),
     // Each side of the replication protocol: we as a replica, and as a master.
     ("redis", "replica.rs"),
     ("redis", "image.rs"),

@@ -433,7 +433,7 @@ fn prepare_s3(driver: &Objects, s3: &S3, state: &mut State) -> Result<()> {
         )
         .hint("switch its versioning on"));
     }
-    state.prepared = s3.now()?.0;
+    state.prepared = s3.now()?;
     if state.holds {
         // A privilege that is missing is found out before anyone is held back.
         let (client, prefix) = (s3.client.clone(), s3.prefix.clone());
@@ -540,7 +540,8 @@ pub(super) fn cut(driver: &Objects, context: &Context, cut: &CutId) -> Result<Pi
 
 /// The service's time, after which everything that is written bears a later one.
 fn cut_s3(s3: &S3, state: &State) -> Result<FileTime> {
-    if (s3.versioning()? == Versioning::Enabled) != state.holds {
+    let (versioning, at, wait) = s3.look()?;
+    if (versioning == Versioning::Enabled) != state.holds {
         let bucket = s3.client.bucket();
         return Err(Error::new(
             Kind::Conflict,
@@ -549,7 +550,6 @@ fn cut_s3(s3: &S3, state: &State) -> Result<FileTime> {
         .hint("prepare again")
         .temporary());
     }
-    let (at, wait) = s3.now()?;
     std::thread::sleep(wait);
     Ok(at)
 }

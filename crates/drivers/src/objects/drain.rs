@@ -230,7 +230,8 @@ fn unreadable(place: &dyn Place, item: &Item) -> Option<&'static str> {
     if item.record.is_archived() {
         return Some("is kept in an archive, where it cannot be read: bring it back there, then take a new point");
     }
-    (!place.can_ask_for(&item.key)).then_some("has a key that addresses on the web cannot hold, with `.` or `..` as a part")
+    (!place.can_ask_for(&item.key))
+        .then_some("has a key that addresses on the web cannot hold, with `.` or `..` as a part")
 }
 
 fn above(names: &[Vec<u8>]) -> &[Vec<u8>] {

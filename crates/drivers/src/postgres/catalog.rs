@@ -237,6 +237,7 @@ pub(super) fn database(session: &mut Session, facts: &Facts, name: &str, snapsho
             .map(|row| Ok((row.string(0)?, row.string(1)?, row.string(2)?)))
             .collect::<Result<_>>()?,
         snapshot: snapshot.to_owned(),
+        settled: false,
         large_objects: 0,
         large_objects_kept: false,
     })

@@ -4,10 +4,11 @@
 //! Rows are read by the repository's threads, through [`copy`](super::copy); this page only says what
 //! there is to read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use stillpoint_core::driver::{Context, Drained, Loss, Pin};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
@@ -19,6 +20,7 @@ use super::config::Roles;
 use super::copy::Streams;
 use super::cut::{self, DatabaseView, View};
 use super::dump::{self, Definitions, Dump, LeftOut};
+use super::extents::{self, Base, Unchanged};
 use super::layout::{self, LargeObject, Table, TableKind, Total};
 use super::session::Session;
 use super::tools::{Tools, Wanted};
@@ -27,10 +29,14 @@ use super::wire::{identifier, literal};
 /// What stands at the top of every point.
 const HOW_TO: &str = include_str!("HOW-TO-RESTORE.txt");
 /// Blocks of a large table that make one file: 64 MiB of 8 KiB blocks. Fixed, so that files keep their
-/// borders from point to point.
-pub(super) const STRIDE_BLOCKS: u64 = 8192;
+/// borders from point to point. Tests do with less, so that small tables have many files.
+pub(super) const STRIDE_BLOCKS: u64 = if cfg!(test) { 16 } else { 8192 };
 /// Ranges of a table can be read without reading all of it from this version on.
 const RANGES_SINCE: u32 = 14;
+/// How long commits that are not on disk yet are waited for, at most and beyond what the manual says.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(3);
+const SETTLE_MARGIN: Duration = Duration::from_millis(200);
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 /// A checksum for each table, up to so many tables; one for each database beyond.
 const CHECKSUMS_MAX: usize = 2000;
 
@@ -46,6 +52,7 @@ struct Drain<'a> {
     drained: Drained,
     /// Which streams belong to which table, for the totals.
     copied: Vec<Copied>,
+    parent: Option<&'a dyn Tree>,
 }
 
 /// The streams of one table.
@@ -54,6 +61,8 @@ struct Copied {
     schema: String,
     table: String,
     streams: Vec<usize>,
+    /// Those of them that the parent point holds already.
+    reused: BTreeSet<usize>,
 }
 
 /// Everything that is known of a database before its rows are read.
@@ -61,6 +70,8 @@ struct Contents {
     description: layout::Database,
     relations: Vec<Relation>,
     columns: BTreeMap<u32, Vec<String>>,
+    /// What must stay for rows to keep their text, by table.
+    forms: BTreeMap<u32, String>,
     sequences: String,
     objects: Vec<LargeObject>,
     /// Files of the large objects' content.
@@ -74,7 +85,7 @@ pub(super) fn drain(
     context: &Context,
     pin: &Pin,
     sink: &mut dyn Sink,
-    _parent: Option<&dyn Tree>,
+    parent: Option<&dyn Tree>,
 ) -> Result<Drained> {
     let view = driver.view(pin)?;
     let scratch = dump::folder(&driver.scratch)?;
@@ -89,6 +100,7 @@ pub(super) fn drain(
         file: Metadata::stream(view.time),
         drained: Drained { unit: "rows".to_owned(), ..Drained::default() },
         copied: Vec::new(),
+        parent,
         view,
     };
     let done = drain.run(sink, scratch.path());
@@ -185,9 +197,10 @@ impl Drain<'_> {
                 why: format!("role `{}` may not read them; a superuser may", settings.user),
             });
         }
+        let forms = extents::forms(session, &self.view, &description)?;
         let left_out = left_out(session, settings)?;
         let sequences = catalog::sequence_values(session, &sequences)?;
-        Ok(Contents { description, relations, columns, sequences, objects, object_copies, left_out })
+        Ok(Contents { description, relations, columns, forms, sequences, objects, object_copies, left_out })
     }
 
     /// The relations of the view, all of them held. Those that came between `prepare` and the cut are
@@ -235,35 +248,43 @@ impl Drain<'_> {
 
     /// Hands the rows of all tables to the sink; returns the tables as they stand in the tree.
     fn rows(&mut self, sink: &mut dyn Sink, database: &DatabaseView, contents: &Contents) -> Result<Vec<Table>> {
-        let mut tables: Vec<(Table, &Relation)> = Vec::new();
+        let locks: BTreeMap<u32, String> = contents
+            .relations
+            .iter()
+            .map(|one| (one.oid, format!("{} NOWAIT", cut::lock_statement(std::slice::from_ref(one)))))
+            .collect();
+        let mut tables: Vec<Table> = Vec::new();
         for relation in &contents.relations {
-            tables.push((self.table(relation, contents), relation));
+            tables.push(self.table(relation, contents));
         }
-        tables.sort_by(|(a, _), (b, _)| a.folder.cmp(&b.folder));
+        tables.sort_by(|a, b| a.folder.cmp(&b.folder));
+        let unchanged = self.unchanged(database, contents, &tables)?;
         sink.enter(layout::DATA.as_bytes(), &self.folder)?;
-        for (table, relation) in tables.iter().filter(|(table, _)| table.files > 0) {
+        for (position, table) in tables.iter().enumerate().filter(|(_, table)| table.files > 0) {
             self.context.check()?;
             sink.enter(table.folder.as_bytes(), &self.folder)?;
-            let lock = format!("{} NOWAIT", cut::lock_statement(std::slice::from_ref(*relation)));
-            let mut streams = Vec::new();
+            let (mut streams, mut reused) = (Vec::new(), BTreeSet::new());
             for index in 0..table.files {
+                let name = layout::file_name(index);
+                if let Some(&tally) = unchanged.get(&(position, index)) {
+                    sink.reuse(name.as_bytes(), &self.file)?;
+                    self.context.advance(tally.bytes, tally.rows);
+                    reused.insert(streams.len());
+                    streams.push(self.streams.reused(tally));
+                    continue;
+                }
                 let sql = copy_statement(table, index, &contents.description.encoding);
-                let (number, rows) = self.streams.add(&database.pool, self.context, &lock, sql);
+                let (number, rows) = self.streams.add(&database.pool, self.context, &locks[&table.oid], sql);
                 streams.push(number);
                 let blocks = if table.stride == 0 { table.blocks } else { table.stride };
                 let size = blocks * self.view.facts.block_bytes;
-                sink.file(layout::file_name(index).as_bytes(), &self.file, Some(size), Box::new(rows))?;
+                sink.file(name.as_bytes(), &self.file, Some(size), Box::new(rows))?;
             }
             sink.leave()?;
-            self.copied.push(Copied {
-                database: database.name.clone(),
-                schema: table.schema.clone(),
-                table: table.name.clone(),
-                streams,
-            });
+            let (schema, name) = (table.schema.clone(), table.name.clone());
+            self.copied.push(Copied { database: database.name.clone(), schema, table: name, streams, reused });
         }
         sink.leave()?;
-        let mut tables: Vec<Table> = tables.into_iter().map(|(table, _)| table).collect();
         tables.sort_by(|a, b| b.blocks.cmp(&a.blocks).then_with(|| a.folder.cmp(&b.folder)));
         Ok(tables)
     }
@@ -301,9 +322,41 @@ impl Drain<'_> {
             blocks: relation.blocks,
             populated: relation.populated,
             rows_kept: kept,
-            form: None,
-            extents: Vec::new(),
+            form: contents.forms.get(&relation.oid).filter(|_| kept && relation.filter.is_none()).cloned(),
         }
+    }
+
+    /// The files that the parent point holds already as the view shows them.
+    fn unchanged(&self, database: &DatabaseView, contents: &Contents, tables: &[Table]) -> Result<Unchanged> {
+        let Some(parent) = self.parent else { return Ok(Unchanged::new()) };
+        let Some(base) = Base::read(parent, &self.view, database) else { return Ok(Unchanged::new()) };
+        let threads = self.driver.settings.connections;
+        let encoding = contents.description.encoding.as_str();
+        extents::unchanged(self.context, database, (&base, parent), tables, (encoding, threads))
+    }
+
+    /// Whether every commit that the view shows is on the server's disk, so that no crash can take it back
+    /// and give its transaction number to another. Those that do not wait for the disk (a setting of the
+    /// application's) get there within three rounds of the server's writer (manual, "Asynchronous Commit").
+    fn is_settled(&self, database: &DatabaseView) -> Result<bool> {
+        if self.view.facts.standby {
+            return Ok(false);
+        }
+        let sql = format!(
+            "SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn, setting FROM pg_settings WHERE name = 'wal_writer_delay'",
+            literal(&database.log)
+        );
+        let row = database.pool.take(self.context)?.session()?.query_one(&sql)?;
+        let rounds = Duration::from_millis(row.number::<u64>(1)? * 3) + SETTLE_MARGIN;
+        if row.truth(0) {
+            return Ok(true);
+        }
+        // Other records than commits may stay in memory for long; they do not matter.
+        while self.view.since.elapsed() < rounds && rounds < SETTLE_TIME_MAX {
+            self.context.check()?;
+            std::thread::sleep(SETTLE_PAUSE);
+        }
+        Ok(rounds < SETTLE_TIME_MAX)
     }
 
     /// What describes the database, in the order of names.
@@ -315,7 +368,9 @@ impl Drain<'_> {
         tables: &[Table],
         definitions: &Definitions,
     ) -> Result<()> {
-        self.text(sink, layout::DATABASE, &layout::document(&contents.description)?)?;
+        let mut description = contents.description.clone();
+        description.settled = self.is_settled(database)?;
+        self.text(sink, layout::DATABASE, &layout::document(&description)?)?;
         sink.enter(layout::LARGE_OBJECTS.as_bytes(), &self.folder)?;
         let mut streams = Vec::new();
         for (index, sql) in contents.object_copies.iter().enumerate() {
@@ -325,7 +380,8 @@ impl Drain<'_> {
         }
         if !streams.is_empty() {
             let (schema, table) = (String::new(), layout::LARGE_OBJECTS.to_owned());
-            self.copied.push(Copied { database: database.name.clone(), schema, table, streams });
+            let reused = BTreeSet::new();
+            self.copied.push(Copied { database: database.name.clone(), schema, table, streams, reused });
         }
         self.text(sink, layout::INDEX, &layout::lines(&contents.objects)?)?;
         sink.leave()?;
@@ -384,6 +440,8 @@ impl Drain<'_> {
         let mut totals = Vec::new();
         for copied in &self.copied {
             let files: Vec<_> = copied.streams.iter().map(|&number| tallies[number]).collect();
+            let reused = copied.reused.iter().map(|&position| files[position].bytes).sum::<u64>();
+            self.drained.bytes_read += files.iter().map(|file| file.bytes).sum::<u64>() - reused;
             totals.push(Total::new(&copied.database, &copied.schema, &copied.table, &files));
         }
         let many = self.view.databases.len() > 1;
@@ -410,7 +468,6 @@ impl Drain<'_> {
                 self.drained.checksums.insert(database.to_owned(), format!("{rows}:{hash:016x}"));
             }
         }
-        self.drained.bytes_read = self.drained.bytes;
         Ok(totals)
     }
 }
@@ -441,12 +498,7 @@ pub(super) fn copy_statement(table: &Table, index: u64, encoding: &str) -> Strin
             return format!("COPY {name} ({columns}) TO STDOUT{options}");
         }
         (None, 0) => String::new(),
-        (None, stride) => {
-            let from = format!(" WHERE ctid >= '({},0)'", index * stride);
-            // The last file takes whatever came behind the last block that was counted.
-            let last = index + 1 == table.files;
-            if last { from } else { format!("{from} AND ctid < '({},0)'", (index + 1) * stride) }
-        }
+        (None, _) => extents::range(table, index),
     };
     format!("COPY (SELECT {columns} FROM ONLY {name}{condition}) TO STDOUT{options}")
 }
@@ -519,7 +571,6 @@ mod tests {
             populated: true,
             rows_kept: true,
             form: None,
-            extents: Vec::new(),
         }
     }
 

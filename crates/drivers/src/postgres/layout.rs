@@ -104,6 +104,9 @@ pub(super) struct Database {
     pub extensions: Vec<(String, String, String)>,
     /// The view of the cut, as `pg_current_snapshot()` has it.
     pub snapshot: String,
+    /// Whether everything that the view shows was on the server's disk when the point was made.
+    #[serde(default)]
+    pub settled: bool,
     /// Large objects in the point.
     pub large_objects: u64,
     /// Whether the large objects' content is in the point.
@@ -133,12 +136,9 @@ pub(super) struct Table {
     pub populated: bool,
     /// Whether rows are in the point, as far as the settings go.
     pub rows_kept: bool,
-    /// What must be as it was for an extent to be taken from the parent point; absent where nothing may.
+    /// What must be equal for unchanged rows to have unchanged text; absent where that cannot be said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<String>,
-    /// What each extent was at the cut; as many as `files`, or none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub extents: Vec<String>,
 }
 
 /// What a table is.

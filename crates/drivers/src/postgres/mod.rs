@@ -5,7 +5,7 @@
 //! | what a cut means | one statement per database, all databases at once, fixes and exports a snapshot |
 //! | pin | an open read-only transaction per database; writers are never held up, vacuum keeps what it shows |
 //! | position | the snapshot: it changes with every transaction that ends, and with nothing else |
-//! | incremental | rows are read anew; extents keep their borders, so that the repository stores what changed |
+//! | incremental | files of a table whose rows all were there at the parent's view, in the same number, are not read |
 //! | way back | into a new database, or beside the old one and swapped by renaming |
 //! | versions | 12 and newer; tested with 15, 16 and 18. The server's own `pg_dump` must be installed |
 //! | privileges | `pg_read_all_data`; `BYPASSRLS` where row security hides rows; a superuser for passwords of roles |
@@ -25,6 +25,7 @@ mod cut;
 mod drain;
 mod dump;
 mod edges;
+mod extents;
 #[cfg(test)]
 mod faults;
 mod layout;

@@ -55,7 +55,7 @@ pub(super) fn probe(driver: &Postgres) -> Result<Probe> {
         capability: Capability {
             pin: PinKind::Snapshot,
             observes_writes: true,
-            incremental: false,
+            incremental: true,
             edges: true,
             swaps_in_place: true,
             partial_restore: true,

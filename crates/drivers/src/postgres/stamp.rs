@@ -22,7 +22,8 @@ const OPENING: &str = "opening";
 /// Plants the stamp in every database of the store, and opens those that a restore left closed.
 pub(super) fn stamp(driver: &Postgres, stamp: &Stamp) -> Result<()> {
     let context = Context::default();
-    let text = serde_json::to_string(stamp).map_err(|error| Error::internal("a stamp does not serialize").source(error))?;
+    let text =
+        serde_json::to_string(stamp).map_err(|error| Error::internal("a stamp does not serialize").source(error))?;
     let names = databases(driver, &context)?;
     if names.is_empty() {
         return Err(Error::new(Kind::NotFound, "there is no database to plant the stamp in"));
@@ -34,7 +35,8 @@ pub(super) fn stamp(driver: &Postgres, stamp: &Stamp) -> Result<()> {
         if !has_table(&mut session, STAMP)? {
             session.execute(&format!("CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; {}", table_of(STAMP)))?;
         }
-        session.execute(&format!("BEGIN; DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT", literal(&text)))?;
+        session
+            .execute(&format!("BEGIN; DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT", literal(&text)))?;
         session.close();
     }
     names.iter().try_for_each(|name| open(&mut driver.connect(name, &context)?))
@@ -58,7 +60,8 @@ fn open(session: &mut Session) -> Result<()> {
 
 /// The statement that makes one of our tables.
 fn table_of(name: &str) -> String {
-    let columns = if name == STAMP { "stamp pg_catalog.text" } else { "position pg_catalog.int4, statement pg_catalog.text" };
+    let columns =
+        if name == STAMP { "stamp pg_catalog.text" } else { "position pg_catalog.int4, statement pg_catalog.text" };
     format!("CREATE TABLE {} ({columns})", qualified(STAMP_SCHEMA, name))
 }
 
@@ -86,9 +89,9 @@ pub(super) fn read_stamp(driver: &Postgres) -> Result<Option<Stamp>> {
         }
         let rows = session.query(&format!("SELECT stamp FROM {}", qualified(STAMP_SCHEMA, STAMP)))?;
         if let Some(row) = rows.first() {
-            return serde_json::from_str(row.text(0)?)
-                .map(Some)
-                .map_err(|error| Error::new(Kind::Corrupt, format!("the stamp in `{name}` is not readable")).source(error));
+            return serde_json::from_str(row.text(0)?).map(Some).map_err(|error| {
+                Error::new(Kind::Corrupt, format!("the stamp in `{name}` is not readable")).source(error)
+            });
         }
     }
     Ok(None)
@@ -137,9 +140,9 @@ pub(super) fn admin(driver: &Postgres, context: &Context, avoided: &[&str]) -> R
             Err(error) => return Err(error),
         }
     }
-    Err(last.unwrap_or_else(|| Error::new(Kind::NotFound, "there is no database to connect to")).hint(
-        "name one that is not restored itself: stores.<name>.database",
-    ))
+    Err(last
+        .unwrap_or_else(|| Error::new(Kind::NotFound, "there is no database to connect to"))
+        .hint("name one that is not restored itself: stores.<name>.database"))
 }
 
 fn has_table(session: &mut Session, name: &str) -> Result<bool> {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use stillpoint_core::error::{Error, Kind, Result};
 
-use super::session::Session;
 use super::restore::database::end_sessions;
+use super::session::Session;
 use super::wire::{identifier, literal};
 
 /// How long sessions that were ended may take to go.
@@ -43,7 +43,9 @@ pub(super) fn swap_all(admin: &mut Session, swaps: &[Swap]) -> Result<()> {
     let mut stuck = Vec::new();
     for (name, was_open) in closed.iter().filter(|(_, was_open)| *was_open) {
         let now = match &done {
-            Ok(()) => swaps.iter().find(|swap| swap.name == **name).and_then(|swap| swap.old_to.as_deref()).unwrap_or(name),
+            Ok(()) => {
+                swaps.iter().find(|swap| swap.name == **name).and_then(|swap| swap.old_to.as_deref()).unwrap_or(name)
+            }
             Err(_) => name,
         };
         if let Err(error) = admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS {was_open}", identifier(now))) {
@@ -55,17 +57,17 @@ pub(super) fn swap_all(admin: &mut Session, swaps: &[Swap]) -> Result<()> {
         (Err(error), false) => Err(error
             .context("databases that stay closed", stuck.join("; "))
             .hint("ALTER DATABASE … ALLOW_CONNECTIONS true opens them again")),
-        (Ok(()), false) => Err(Error::new(Kind::Io, "the databases are restored, but the old ones could not be opened again")
-            .context("closed", stuck.join("; "))),
+        (Ok(()), false) => {
+            Err(Error::new(Kind::Io, "the databases are restored, but the old ones could not be opened again")
+                .context("closed", stuck.join("; ")))
+        }
     }
 }
 
 /// Lets nobody in any more and ends the sessions there are. Returns whether it was open.
 fn close(admin: &mut Session, name: &str) -> Result<bool> {
-    let row = admin.query_one(&format!(
-        "SELECT datallowconn FROM pg_catalog.pg_database WHERE datname = {}",
-        literal(name)
-    ))?;
+    let row = admin
+        .query_one(&format!("SELECT datallowconn FROM pg_catalog.pg_database WHERE datname = {}", literal(name)))?;
     let was_open = row.truth(0);
     admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", identifier(name)))?;
     let ended = end_all(admin, name);
@@ -79,9 +81,12 @@ fn end_all(admin: &mut Session, name: &str) -> Result<()> {
     let begun = Instant::now();
     loop {
         end_sessions(admin, name).map_err(|error| {
-            error.context("database", name).hint("GRANT pg_signal_backend TO the restoring role, or stop its users first")
+            error
+                .context("database", name)
+                .hint("GRANT pg_signal_backend TO the restoring role, or stop its users first")
         })?;
-        let left = admin.query(&format!("SELECT 1 FROM pg_catalog.pg_stat_activity WHERE datname = {}", literal(name)))?;
+        let left =
+            admin.query(&format!("SELECT 1 FROM pg_catalog.pg_stat_activity WHERE datname = {}", literal(name)))?;
         if left.is_empty() {
             return Ok(());
         }

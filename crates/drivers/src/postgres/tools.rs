@@ -7,10 +7,12 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 
@@ -19,6 +21,8 @@ use super::session::{Address, Endpoint};
 
 /// How often a running program is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long a program that is asked to end may take.
+const ENDED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Variables of libpq that would change what we say: whoever started us may have set them.
 const FOREIGN_VARIABLES: &[&str] = &[
@@ -211,6 +215,8 @@ pub(super) fn run(command: &mut Command, context: &Context) -> Result<Output> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // A group of its own: what it starts itself must end with it.
+        .process_group(0)
         .spawn()
         .or_io(|| format!("cannot start {name}"))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -238,10 +244,22 @@ fn wait(child: &mut Child, context: &Context, name: &str) -> Result<std::process
         }
         std::thread::sleep(LOOK_EVERY);
     };
-    // It may have ended by itself meanwhile; the reason to stop is what counts.
-    drop(child.kill());
-    drop(child.wait());
+    end(child);
     Err(outcome)
+}
+
+/// Ends a program and what it started: first by asking, so that it tells the server to stop as well.
+fn end(child: &mut Child) {
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let signal = |signal| group.is_some_and(|group| kill_process_group(group, signal).is_ok());
+    let asked = std::time::Instant::now();
+    signal(Signal::TERM);
+    while asked.elapsed() < ENDED_WITHIN && matches!(child.try_wait(), Ok(None)) {
+        std::thread::sleep(LOOK_EVERY);
+    }
+    // Also when the program itself is gone: others of its group may hold its output open.
+    signal(Signal::KILL);
+    drop(child.wait());
 }
 
 fn read_all(pipe: Option<impl Read>) -> std::io::Result<Vec<u8>> {
@@ -329,7 +347,8 @@ mod tests {
         assert_eq!((output.stdout.len(), output.stderr.len()), (300_000, 300_000));
         let context = Context::default();
         context.cancel();
-        let stopped = run(Command::new("sleep").arg("600"), &context).unwrap_err();
+        // The shell's own child holds the pipe, too.
+        let stopped = run(Command::new("sh").arg("-c").arg("sleep 600; true"), &context).unwrap_err();
         assert_eq!(stopped.kind(), Kind::Cancelled);
         assert_eq!(major_in("pg_dump (PostgreSQL) 15.18 (Debian)"), Some(15));
     }

@@ -93,14 +93,21 @@ fn rows(way: &Way<'_>, name: &str, stored: &StoredDatabase, major: u32, found: &
         let missing_columns: Vec<&str> =
             table.columns.iter().filter(|column| !here.columns.contains(*column)).map(String::as_str).collect();
         if !missing_columns.is_empty() {
-            found.differs(format!("{name}.{}.{}: columns missing: {}", table.schema, table.name, missing_columns.join(", ")));
+            found.differs(format!(
+                "{name}.{}.{}: columns missing: {}",
+                table.schema,
+                table.name,
+                missing_columns.join(", ")
+            ));
             missing.insert(table.oid);
             continue;
         }
         let can_split = major >= 14 && table.filter.is_none() && here.blocks > STRIDE_BLOCKS;
         let (files, stride) = if can_split { (here.blocks.div_ceil(STRIDE_BLOCKS), STRIDE_BLOCKS) } else { (1, 0) };
         let part = Table { files, stride, ..table.clone() };
-        jobs.extend((0..files).map(|index| Job { table, statement: copy_statement(&part, index, &stored.about.encoding) }));
+        jobs.extend(
+            (0..files).map(|index| Job { table, statement: copy_statement(&part, index, &stored.about.encoding) }),
+        );
     }
     let tallies: Mutex<BTreeMap<u32, Tally>> = Mutex::default();
     pool::run(way, (name, ""), jobs, &|session, job| {
@@ -193,7 +200,8 @@ fn judge_suspects(
             let agrees = match agreeing.get(&top) {
                 Some(agrees) => *agrees,
                 None => {
-                    let leaves: Vec<&Table> = stored.tables_with_rows().filter(|table| root(table) == Some(top)).collect();
+                    let leaves: Vec<&Table> =
+                        stored.tables_with_rows().filter(|table| root(table) == Some(top)).collect();
                     let agrees = partitions_agree(way, name, stored, &leaves)?;
                     agreeing.insert(top, agrees);
                     agrees
@@ -246,7 +254,13 @@ fn partitions_agree(way: &Way<'_>, name: &str, stored: &StoredDatabase, leaves: 
 }
 
 /// Sequences may be ahead of the point, never behind.
-fn sequences(way: &Way<'_>, session: &mut Session, name: &str, stored: &StoredDatabase, found: &mut Found) -> Result<()> {
+fn sequences(
+    way: &Way<'_>,
+    session: &mut Session,
+    name: &str,
+    stored: &StoredDatabase,
+    found: &mut Found,
+) -> Result<()> {
     let mut here: BTreeMap<String, (i64, i64)> = BTreeMap::new();
     let rows = session.query(
         "SELECT schemaname, sequencename, increment_by, coalesce(last_value, start_value), last_value IS NOT NULL \
@@ -291,19 +305,30 @@ fn set_value(statement: &str) -> Option<(i64, bool)> {
 }
 
 /// Large objects: their content as one set of rows, and their list.
-fn large_objects(way: &Way<'_>, session: &mut Session, name: &str, stored: &StoredDatabase, found: &mut Found) -> Result<()> {
+fn large_objects(
+    way: &Way<'_>,
+    session: &mut Session,
+    name: &str,
+    stored: &StoredDatabase,
+    found: &mut Found,
+) -> Result<()> {
     let objects = stored.large_objects(way.source)?;
     if objects.is_empty() {
         return Ok(());
     }
-    let rows = session.query("SELECT oid, pg_catalog.pg_get_userbyid(lomowner) FROM pg_catalog.pg_largeobject_metadata")?;
-    let here: BTreeMap<u32, String> = rows.iter().map(|row| Ok((row.number(0)?, row.string(1)?))).collect::<Result<_>>()?;
+    let rows =
+        session.query("SELECT oid, pg_catalog.pg_get_userbyid(lomowner) FROM pg_catalog.pg_largeobject_metadata")?;
+    let here: BTreeMap<u32, String> =
+        rows.iter().map(|row| Ok((row.number(0)?, row.string(1)?))).collect::<Result<_>>()?;
     found.checked += objects.len() as u64;
     for object in &objects {
         match here.get(&object.oid) {
             None => found.differs(format!("{name}: large object {} is missing", object.oid)),
             Some(owner) if *owner != object.owner && way.settings.roles != Some(Roles::None) => {
-                found.differs(format!("{name}: large object {} belongs to {owner}, not to {}", object.oid, object.owner));
+                found.differs(format!(
+                    "{name}: large object {} belongs to {owner}, not to {}",
+                    object.oid, object.owner
+                ));
             }
             Some(_) => {}
         }
@@ -319,7 +344,13 @@ fn large_objects(way: &Way<'_>, session: &mut Session, name: &str, stored: &Stor
 }
 
 /// Indexes and constraints that nobody may rely on; extensions that are missing.
-fn soundness(way: &Way<'_>, session: &mut Session, name: &str, stored: &StoredDatabase, found: &mut Found) -> Result<()> {
+fn soundness(
+    way: &Way<'_>,
+    session: &mut Session,
+    name: &str,
+    stored: &StoredDatabase,
+    found: &mut Found,
+) -> Result<()> {
     let rows = session.query(
         "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i \
          JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \

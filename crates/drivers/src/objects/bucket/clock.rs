@@ -13,8 +13,10 @@ use super::request::Client;
 const SECOND_NANOS: i128 = 1_000_000_000;
 /// Time between two questions: about how exact the answer becomes.
 const STEP: Duration = Duration::from_millis(20);
-/// Clocks drift by less than a hundredth of a second in this time.
-const GOOD_FOR: Duration = Duration::from_secs(120);
+/// Clocks drift apart by less than one part in so many.
+const DRIFT: i128 = 10_000;
+/// A clock that is known worse is read again, where there is time for that.
+const DOUBT_MAX: Duration = Duration::from_millis(60);
 
 /// Where the service's clock stands: what it showed at `origin`, at least and at most, in
 /// nanoseconds since 1970.
@@ -55,7 +57,8 @@ impl Clock {
     fn at(&self, moment: Instant) -> (i128, i128) {
         let passed = moment.saturating_duration_since(self.origin).as_nanos() as i128
             - self.origin.saturating_duration_since(moment).as_nanos() as i128;
-        (self.low + passed, self.high + passed)
+        let drift = passed.abs() / DRIFT;
+        (self.low + passed - drift, self.high + passed + drift)
     }
 
     fn narrowed(&self, other: &Self) -> Self {
@@ -65,9 +68,15 @@ impl Clock {
         if both.low < both.high { both } else { *other }
     }
 
-    /// How far its time is unknown.
-    pub fn doubt(&self) -> Duration {
+    /// How far its time was unknown when it was read.
+    fn doubt(&self) -> Duration {
         Duration::from_nanos(u64::try_from(self.high - self.low).unwrap_or(0))
+    }
+
+    /// Whether its time is known well enough to cut by.
+    pub fn is_exact(&self) -> bool {
+        let (low, high) = self.at(Instant::now());
+        high - low <= DOUBT_MAX.as_nanos() as i128
     }
 
     /// Whether it can still be relied upon, as far as one more look shows.
@@ -75,9 +84,7 @@ impl Clock {
         let (low, high) = self.at(asked);
         let (answered_low, answered_high) = self.at(Instant::now());
         let shown = i128::from(second) * SECOND_NANOS;
-        self.origin.elapsed() < GOOD_FOR
-            && low.min(answered_low) < shown + SECOND_NANOS
-            && high.max(answered_high) >= shown
+        low.min(answered_low) < shown + SECOND_NANOS && high.max(answered_high) >= shown
     }
 
     /// The first whole millisecond that has surely come for the service by now.

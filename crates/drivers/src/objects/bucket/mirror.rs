@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use stillpoint_core::driver::{Context, Drained, Restored};
+use stillpoint_core::driver::{Context, Drained, Loss, Restored};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::Tree;
 
@@ -58,9 +58,11 @@ async fn copy_object(origin: &Origin<'_>, target: &Client, key: &[u8]) -> Result
     };
     let answer = origin.reader.client.head(which, None).await?;
     let mut attributes = facts::of_headers(&answer.headers);
-    if answer.header("x-amz-tagging-count").is_some_and(|count| count != "0") {
+    if answer.header("x-amz-tagging-count").is_none_or(|count| count != "0") {
         let text = origin.reader.client.document(which, "tagging", "s3:GetObjectTagging").await?;
-        attributes.push((crate::objects::wire::attribute_name("tags"), super::answers::tags(&text)?.into_bytes()));
+        let tags = super::answers::tags(&text)?;
+        attributes
+            .extend((!tags.is_empty()).then(|| (crate::objects::wire::attribute_name("tags"), tags.into_bytes())));
     }
     let headers: Vec<_> = facts::to_headers(&attributes, true)
         .into_iter()
@@ -121,6 +123,31 @@ impl Present {
     }
 }
 
+/// Has one object copied into the mirror; returns the copy's version, or `None` if the object is not
+/// there any more.
+fn copy_into(s3: &S3, mirror: &S3, key: &[u8], record: &Record) -> Result<Option<String>> {
+    let (reader, target) = (s3.reader.clone(), mirror.client.clone());
+    let (from, to, of) = (s3.whole_key(key), mirror.whole_key(key), record.clone());
+    let bucket = s3.client.bucket().to_owned();
+    let made = s3.wait(async move {
+        let version = of.version.as_deref();
+        copy_object(&Origin { reader: &reader, bucket: &bucket, key: &from, version, record: &of }, &target, &to).await
+    });
+    match made {
+        Ok(Some(version)) => Ok(Some(version)),
+        Ok(None) => Err(Error::new(Kind::Unsupported, "the mirror gave a copy no version")),
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Conflict) => {
+            // A bucket that is gone is no loss of one object: this fails if it is.
+            for place in [s3, mirror] {
+                let (client, prefix) = (place.client.clone(), place.prefix.clone());
+                s3.wait(async move { client.time(&prefix).await })?;
+            }
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Has every object of the list copied into the mirror, and returns the list with the copies' versions.
 pub(in super::super) fn copy(
     driver: &Objects,
@@ -137,7 +164,7 @@ pub(in super::super) fn copy(
     let mut present = Present::new(mirror, driver, context)?;
     let mut lines = parent.map(Lines::new).transpose()?;
     let mut items = Items::new(records)?;
-    let copied = Mutex::new((Sorter::new(&driver.scratch)?, 0u64, Vec::new()));
+    let copied = Mutex::new((Sorter::new(&driver.scratch)?, Vec::new()));
     let add = |key: &[u8], record: &Record| {
         let (sort_key, bytes) = (keys::sort_key(&keys::escape(key)), record.to_bytes()?);
         copied.lock().expect("no holder panics").0.push(sort_key, bytes)
@@ -159,36 +186,15 @@ pub(in super::super) fn copy(
         Ok(())
     };
     let bytes = crew::each(s3.connections, context, feed, |(key, record): (Vec<u8>, Record)| {
-        let (reader, target) = (s3.reader.clone(), mirror.client.clone());
-        let (from, to, of) = (s3.whole_key(&key), mirror.whole_key(&key), record.clone());
-        let bucket = s3.client.bucket().to_owned();
-        let made = s3.wait(async move {
-            let version = of.version.as_deref();
-            copy_object(&Origin { reader: &reader, bucket: &bucket, key: &from, version, record: &of }, &target, &to)
-                .await
-        });
-        match made {
-            Ok(Some(version)) => {
-                add(&key, &Record { copy: Some(version), ..record.clone() })?;
-                Ok(record.size)
-            }
-            Ok(None) => Err(Error::new(Kind::Unsupported, "the mirror gave a copy no version")),
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Conflict) => {
-                // A bucket that is gone is no loss of one object: this fails if it is.
-                let (client, prefix) = (s3.client.clone(), s3.prefix.clone());
-                s3.wait(async move { client.time(&prefix).await })?;
-                let why = "was deleted or replaced before it was copied".to_owned();
-                copied
-                    .lock()
-                    .expect("no holder panics")
-                    .2
-                    .push(stillpoint_core::driver::Loss { what: keys::shown(&key), why });
-                Ok(0)
-            }
-            Err(error) => Err(error),
+        if let Some(version) = copy_into(s3, mirror, &key, &record)? {
+            add(&key, &Record { copy: Some(version), ..record.clone() })?;
+            return Ok(record.size);
         }
+        let why = "was deleted or replaced before it was copied".to_owned();
+        copied.lock().expect("no holder panics").1.push(Loss { what: keys::shown(&key), why });
+        Ok(0)
     })?;
-    let (sorter, _, losses) = copied.into_inner().expect("no holder panics");
+    let (sorter, losses) = copied.into_inner().expect("no holder panics");
     drained.bytes_read = bytes;
     drained.losses.extend(losses);
     drained.notes.push(format!(

@@ -36,7 +36,7 @@ pub(super) mod request;
 pub(super) mod revert;
 pub(super) mod s3;
 mod sign;
-pub(super) mod verbs;
-pub(super) mod write;
 #[cfg(test)]
 mod tests;
+pub(super) mod verbs;
+pub(super) mod write;

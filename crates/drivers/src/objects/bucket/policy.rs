@@ -61,6 +61,7 @@ fn document(settings: &Settings, url: &str) -> Result<Value> {
         write.push("s3:PutObjectAcl");
     }
     if settings.lock {
+        read.extend(["s3:GetObjectRetention", "s3:GetObjectLegalHold"]);
         write.extend(["s3:PutObjectRetention", "s3:PutObjectLegalHold"]);
     }
     let mut statements = vec![list(&bucket, &prefix, "Store"), statement("StoreBucket", &all, &whole(&bucket))];

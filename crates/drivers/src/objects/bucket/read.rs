@@ -131,9 +131,12 @@ impl Reader {
             (record.etag, record.version) = (etag.map(str::to_owned), None);
         }
         let mut attributes = facts::of_headers(&answer);
-        if self.with_tags && answer.get("x-amz-tagging-count").is_some_and(|count| count.as_bytes() != b"0") {
+        // Answers without bytes do not count tags everywhere.
+        let tags = answer.get("x-amz-tagging-count").map(|count| count.as_bytes());
+        if self.with_tags && tags.map_or(body.is_none(), |count| count != b"0") {
             let text = self.client.document(which, "tagging", "s3:GetObjectTagging").await?;
-            attributes.push((wire::attribute_name("tags"), answers::tags(&text)?.into_bytes()));
+            let tags = answers::tags(&text)?;
+            attributes.extend((!tags.is_empty()).then(|| (wire::attribute_name("tags"), tags.into_bytes())));
         }
         if self.with_acl {
             let text = self.client.document(which, "acl", "s3:GetObjectAcl").await?;

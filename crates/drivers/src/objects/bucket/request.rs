@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use object_store::ClientConfigKey;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredentialProvider};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
@@ -235,13 +236,13 @@ impl Client {
         let service = format!("{}://{host}", parsed.scheme());
         let is_anonymous = is(AmazonS3ConfigKey::SkipSignature);
         let is_requester_pays = is(AmazonS3ConfigKey::RequestPayer);
+        if parsed.scheme() == "http" && !is(AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp)) {
+            return Err(Error::new(Kind::Config, format!("`{service}` is not encrypted on the way"))
+                .hint("use https://, or allow it by name: options: { allow_http: \"true\" }"));
+        }
+        let trusts_all = is(AmazonS3ConfigKey::Client(ClientConfigKey::AllowInvalidCertificates));
+        let http = http_client(trusts_all, asked(AmazonS3ConfigKey::Client(ClientConfigKey::ProxyUrl)))?;
         let store = builder.build().map_err(wrong)?;
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIME_MAX)
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .build()
-            .map_err(|error| Error::new(Kind::Config, "the HTTP client cannot be set up").source(error))?;
         let credentials = (!is_anonymous).then(|| store.credentials().clone());
         let pace = Pace::new(requests_per_second_max);
         let inner = Inner {
@@ -487,6 +488,19 @@ impl Client {
 /// Whether a part of the key is `.` or `..`: addresses drop such parts, even when they are encoded.
 pub(super) fn has_dots(key: &[u8]) -> bool {
     key.split(|&byte| byte == b'/').any(|part| part == b"." || part == b"..")
+}
+
+fn http_client(trusts_all: bool, proxy: Option<String>) -> Result<reqwest::Client> {
+    let wrong = |error: reqwest::Error| Error::new(Kind::Config, "the HTTP client cannot be set up").source(error);
+    let mut builder = reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIME_MAX)
+        .redirect(reqwest::redirect::Policy::none())
+        .pool_idle_timeout(Duration::from_secs(60))
+        .tls_danger_accept_invalid_certs(trusts_all);
+    if let Some(proxy) = proxy {
+        builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(wrong)?);
+    }
+    builder.build().map_err(wrong)
 }
 
 /// The time in the header `Date`, which has a resolution of a second.

@@ -144,7 +144,7 @@ impl S3 {
         let clock = self.wait(async move {
             let asked = Instant::now();
             match (known, client.time(&prefix).await?) {
-                (Some(known), Some(time)) if known.agrees(time.as_second(), asked) => Ok(known),
+                (Some(known), Some(time)) if known.agrees(time.as_second(), asked) && known.is_exact() => Ok(known),
                 _ => Clock::read(&client, &prefix).await,
             }
         })?;
@@ -152,12 +152,31 @@ impl S3 {
         Ok(())
     }
 
-    /// The service's time now, and how long to wait until later writes bear a later time.
-    pub fn now(&self) -> Result<(FileTime, Duration)> {
+    /// The service's time now.
+    pub fn now(&self) -> Result<FileTime> {
         self.read_clock()?;
-        let clock = self.clock.lock().expect("no holder panics").ok_or_else(|| Error::internal("no clock was read"))?;
+        Ok(self.known_clock()?.now())
+    }
+
+    /// Whether the bucket keeps versions now, the service's time, and how long to wait until later writes
+    /// bear a later time. Takes one request, unless the service's clock was set meanwhile.
+    pub fn look(&self) -> Result<(Versioning, FileTime, Duration)> {
+        let (client, asked) = (self.client.clone(), Instant::now());
+        let (versioning, shown) = match self.wait(async move { client.versioning().await }) {
+            Err(error) if error.kind() == Kind::Unsupported => (Versioning::Never, None),
+            other => other?,
+        };
+        let known = *self.clock.lock().expect("no holder panics");
+        if !known.zip(shown).is_some_and(|(clock, shown)| clock.agrees(shown.as_second(), asked)) {
+            self.read_clock()?;
+        }
+        let clock = self.known_clock()?;
         let at = clock.now();
-        Ok((at, clock.until_after(at)))
+        Ok((versioning, at, clock.until_after(at)))
+    }
+
+    fn known_clock(&self) -> Result<Clock> {
+        self.clock.lock().expect("no holder panics").ok_or_else(|| Error::internal("no clock was read"))
     }
 
     /// Keys at which the listings to come are split.

@@ -3,6 +3,7 @@
 
 mod faults;
 mod modes;
+mod odd;
 mod rig;
 mod suite;
 mod versions;

@@ -257,9 +257,12 @@ impl Client {
         self.send(&request).await.map(drop)
     }
 
-    /// Creates the bucket.
-    pub async fn create(&self) -> Result<()> {
+    /// Creates the bucket; only at its creation can it be made one whose objects can be locked.
+    pub async fn create(&self, with_locks: bool) -> Result<()> {
         let mut request = Request::new(CREATE, Method::PUT, None);
+        if with_locks {
+            request = request.header("x-amz-bucket-object-lock-enabled", "true");
+        }
         if self.region() != "us-east-1" {
             let region = quick_xml::escape::escape(self.region());
             request = request.body(format!(

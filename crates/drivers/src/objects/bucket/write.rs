@@ -92,9 +92,10 @@ fn make_bucket(job: &Job<'_>) -> Result<()> {
         other => return other.map(drop),
     }
     let keeps_versions = job.summary.versioning.as_deref() == Some("enabled");
+    let with_locks = job.driver.settings.lock && job.summary.configuration.contains_key("object-lock");
     let client = job.s3.client.clone();
     job.s3.wait(async move {
-        client.create().await?;
+        client.create(with_locks).await?;
         if keeps_versions { client.set_versioning(Versioning::Enabled).await } else { Ok(()) }
     })
 }

@@ -136,11 +136,15 @@ impl Archive {
     }
 
     /// Makes the definitions of one step in `database`. Returns what the role was not allowed to do.
+    ///
+    /// The program's connections may deadlock with each other, and it goes on without what failed then:
+    /// `again` runs such statements once more, one after the other.
     pub(super) fn restore(
         &self,
         tools: &Tools,
         database: &str,
         (step, manner): (Step, Manner),
+        again: &mut dyn FnMut(&str) -> Result<()>,
         context: &Context,
     ) -> Result<Vec<Loss>> {
         let mut command = tools.command("pg_restore", database);
@@ -154,7 +158,7 @@ impl Archive {
             command.arg("--jobs").arg(manner.connections.to_string());
         }
         command.arg(&self.path);
-        judge(&tools::run(&mut command, context)?)
+        judge(&tools::run(&mut command, context)?, again)
     }
 
     /// The statements that would make these definitions, for a session of our own.
@@ -171,14 +175,19 @@ impl Archive {
         }
         command.arg("--file=-").arg(&self.path);
         let output = tools::run(&mut command, context)?;
-        judge(&output)?;
+        judge(&output, &mut |_| Err(Error::internal("a script needs no second try")))?;
         let text = String::from_utf8(output.stdout)
             .map_err(|error| Error::new(Kind::Unsupported, "definitions of the point are no UTF-8").source(error))?;
         Ok(without_psql(&text))
     }
 
     /// Tells the program which definitions are meant, and how. `false` if there are none.
-    fn choose(&self, command: &mut Command, (step, manner): (Step, Manner), wanted: Option<&BTreeSet<u32>>) -> Result<bool> {
+    fn choose(
+        &self,
+        command: &mut Command,
+        (step, manner): (Step, Manner),
+        wanted: Option<&BTreeSet<u32>>,
+    ) -> Result<bool> {
         let is_last = step == Step::EventTriggers;
         let chosen: Vec<&Entry> = self
             .entries
@@ -230,44 +239,82 @@ fn entries(list: &str) -> Vec<Entry> {
         let mut parts = rest.splitn(3, ' ');
         let (Some(class), Some(object), Some(text)) = (parts.next(), parts.next(), parts.next()) else { continue };
         let (Ok(class), Ok(object)) = (class.parse(), object.parse()) else { continue };
-        found.push(Entry { id, line: line.to_owned(), object: (class, object), text: text.to_owned(), needs: Vec::new() });
+        found.push(Entry {
+            id,
+            line: line.to_owned(),
+            object: (class, object),
+            text: text.to_owned(),
+            needs: Vec::new(),
+        });
     }
     found
 }
 
+/// One statement that failed, as the tool tells it.
+#[derive(Debug, Default)]
+struct Failure {
+    /// The definition it belongs to, where the tool says so.
+    entry: String,
+    message: String,
+    statement: String,
+}
+
+/// The failures that the tool tells of, in order.
+fn failures(said: &str) -> Vec<Failure> {
+    let mut found: Vec<Failure> = Vec::new();
+    let (mut entry, mut is_statement) = (String::new(), false);
+    for line in said.lines() {
+        if let Some(rest) = line.strip_prefix("pg_restore: ") {
+            is_statement = false;
+            if let Some((_, of)) = rest.split_once("from TOC entry ") {
+                entry = of.splitn(4, ' ').nth(3).unwrap_or(of).trim().to_owned();
+            }
+            if let Some((_, message)) = rest.split_once("error: ") {
+                let message = message.strip_prefix("could not execute query: ERROR:  ").unwrap_or(message).to_owned();
+                found.push(Failure { entry: entry.clone(), message, statement: String::new() });
+            }
+            continue;
+        }
+        let Some(last) = found.last_mut() else { continue };
+        if let Some(statement) = line.strip_prefix("Command was: ") {
+            is_statement = true;
+            last.statement.push_str(statement);
+        } else if is_statement {
+            last.statement.push('\n');
+            last.statement.push_str(line);
+        }
+    }
+    // A newer tool says this to an older server at its begin.
+    found.retain(|failure| !failure.message.contains("parameter \"transaction_timeout\""));
+    found
+}
+
 /// What the tool's exit and its messages mean.
-fn judge(output: &std::process::Output) -> Result<Vec<Loss>> {
+fn judge(output: &std::process::Output, again: &mut dyn FnMut(&str) -> Result<()>) -> Result<Vec<Loss>> {
     if output.status.success() {
         return Ok(Vec::new());
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let mut losses = Vec::new();
-    let mut entry = String::new();
-    let mut failed: Option<Error> = None;
-    let mut seen = 0_usize;
-    for line in said.lines() {
-        if let Some((_, of)) = line.split_once("from TOC entry ") {
-            entry = of.splitn(4, ' ').nth(3).unwrap_or(of).to_owned();
-        }
-        let Some((_, message)) = line.split_once("error: ") else { continue };
-        seen += 1;
-        let message = message.strip_prefix("could not execute query: ERROR:  ").unwrap_or(message);
-        if message.contains("parameter \"transaction_timeout\"") {
-            // A newer tool says this to an older server at its begin.
-            continue;
-        }
-        if is_refusal(message) {
-            losses.push(Loss { what: entry.clone(), why: format!("not restored: {message}") });
-        } else if failed.is_none() {
-            failed = Some(error_of(message, &entry));
-        }
+    let all = failures(&said);
+    if all.is_empty() && !said.contains("errors ignored on restore") {
+        return Err(Error::new(Kind::Io, format!("pg_restore ended with {}", output.status))
+            .context("and said", said.trim().chars().take(2000).collect::<String>()));
     }
-    match (failed, seen) {
-        (Some(error), _) => Err(error),
-        (None, 0) => Err(Error::new(Kind::Io, format!("pg_restore ended with {}", output.status))
-            .context("and said", said.trim().chars().take(2000).collect::<String>())),
-        (None, _) => Ok(losses),
+    let (refused, failed): (Vec<Failure>, Vec<Failure>) =
+        all.into_iter().partition(|failure| is_refusal(&failure.message));
+    let deadlocked = failed.iter().any(|failure| failure.message.contains("deadlock detected"));
+    for failure in &failed {
+        if !deadlocked || failure.statement.is_empty() {
+            return Err(error_of(&failure.message, &failure.entry, &failure.statement));
+        }
+        again(&failure.statement)?;
     }
+    let loss = |failure: Failure| {
+        let first = failure.statement.lines().next().unwrap_or_default().to_owned();
+        let what = if failure.entry.is_empty() { first } else { failure.entry };
+        Loss { what, why: format!("not restored: {}", failure.message) }
+    };
+    Ok(refused.into_iter().map(loss).collect())
 }
 
 /// Whether the server refused because of missing rights; the tool passes no SQLSTATE on.
@@ -286,7 +333,7 @@ fn is_refusal(message: &str) -> bool {
     .any(|known| message.contains(known))
 }
 
-fn error_of(message: &str, entry: &str) -> Error {
+fn error_of(message: &str, entry: &str, statement: &str) -> Error {
     let known = [
         ("No space left on device", Kind::Exhausted),
         ("could not extend file", Kind::Exhausted),
@@ -396,11 +443,23 @@ mod tests {
         let refused = "pg_restore: while PROCESSING TOC:\npg_restore: from TOC entry 12; 0 0 COMMENT EXTENSION plpgsql \n\
                        pg_restore: error: could not execute query: ERROR:  must be owner of extension plpgsql\nCommand was: x\n\
                        pg_restore: warning: errors ignored on restore: 1\n";
-        let losses = judge(&output(refused)).unwrap();
-        assert_eq!(losses[0].what, "COMMENT EXTENSION plpgsql ");
+        let mut never = |_: &str| panic!("nothing is to be tried again");
+        let losses = judge(&output(refused), &mut never).unwrap();
+        assert_eq!((losses.len(), losses[0].what.as_str()), (1, "COMMENT EXTENSION plpgsql"));
         let failed =
             format!("{refused}pg_restore: error: could not execute query: ERROR:  role \"x\" does not exist\n");
-        assert_eq!(judge(&output(&failed)).unwrap_err().kind(), Kind::NotFound);
-        assert_eq!(judge(&output("")).unwrap_err().kind(), Kind::Io);
+        assert_eq!(judge(&output(&failed), &mut never).unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(judge(&output(""), &mut never).unwrap_err().kind(), Kind::Io);
+        let deadlocked = "pg_restore: error: could not execute query: ERROR:  deadlock detected\nDETAIL:  Process 1 waits\n\
+                          Command was: ALTER TABLE a\n    ADD CONSTRAINT b UNIQUE (c);\n\n\n\
+                          pg_restore: error: could not execute query: ERROR:  there is no unique constraint\nCommand was: ALTER TABLE d;\n\
+                          pg_restore: warning: errors ignored on restore: 2\n";
+        let mut tried = Vec::new();
+        let mut again = |statement: &str| {
+            tried.push(statement.trim().to_owned());
+            Ok(())
+        };
+        assert_eq!(judge(&output(deadlocked), &mut again).unwrap(), []);
+        assert_eq!(tried, ["ALTER TABLE a\n    ADD CONSTRAINT b UNIQUE (c);", "ALTER TABLE d;"]);
     }
 }

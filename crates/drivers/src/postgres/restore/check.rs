@@ -22,8 +22,11 @@ pub(super) fn is_ours(settings: &Settings, name: &str) -> Result<()> {
     let is_named = settings.rename.values().any(|renamed| renamed == name);
     match settings.databases.is_empty() || settings.has_database(name) || is_named {
         true => Ok(()),
-        false => Err(Error::new(Kind::Config, format!("database `{name}` of the point is not among `databases` of the target"))
-            .hint("give it another name with `rename`, or restore one database as the part")),
+        false => Err(Error::new(
+            Kind::Config,
+            format!("database `{name}` of the point is not among `databases` of the target"),
+        )
+        .hint("give it another name with `rename`, or restore one database as the part")),
     }
 }
 
@@ -36,8 +39,11 @@ pub(super) fn target(way: &Way<'_>, admin: &mut Session, stored: &Stored, losses
             .hint("restore into its primary"));
     }
     if major < source {
-        return Err(Error::new(Kind::Unsupported, format!("the target is PostgreSQL {major}, the point is of {source}"))
-            .hint("definitions may use what the older version lacks: restore into the same version or a newer one"));
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("the target is PostgreSQL {major}, the point is of {source}"),
+        )
+        .hint("definitions may use what the older version lacks: restore into the same version or a newer one"));
     }
     let mut missing = Vec::new();
     for stored in &stored.databases {
@@ -59,27 +65,40 @@ pub(super) fn target(way: &Way<'_>, admin: &mut Session, stored: &Stored, losses
         return Err(Error::new(Kind::NotFound, format!("the target lacks extensions: {}", missing.join(", ")))
             .hint("install their packages on the target's machine, then restore again"));
     }
-    let preloaded = |name: &str| stored.server.settings.get(name).cloned().unwrap_or_default();
-    let wanted = preloaded("shared_preload_libraries");
-    let here = admin.query_one("SELECT pg_catalog.current_setting('shared_preload_libraries', true)")?;
-    let here = here.optional(0)?.unwrap_or_default().to_owned();
-    let absent: Vec<&str> = wanted
-        .split(',')
-        .map(str::trim)
-        .filter(|library| !library.is_empty() && !here.split(',').any(|there| there.trim() == *library))
-        .collect();
-    if !absent.is_empty() {
-        losses.push(Loss {
-            what: "shared_preload_libraries".to_owned(),
-            why: format!("the source loads {}, the target does not", absent.join(", ")),
-        });
-    }
+    preloaded(admin, stored, losses)?;
     way.context.check()?;
     Ok(Target { major })
 }
 
+/// Names libraries that the source's server loads at its start and this one does not.
+fn preloaded(admin: &mut Session, stored: &Stored, losses: &mut Vec<Loss>) -> Result<()> {
+    const NAME: &str = "shared_preload_libraries";
+    let wanted = stored.server.settings.get(NAME).map_or("", String::as_str);
+    let here = match admin.query_one(&format!("SELECT pg_catalog.current_setting('{NAME}')")) {
+        Ok(row) => row.string(0)?,
+        // Who may not know does not hear of it.
+        Err(error) if error.kind() == Kind::PermissionDenied => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let is_here = |library: &&str| here.split(',').any(|there| there.trim() == *library);
+    let absent: Vec<&str> =
+        wanted.split(',').map(str::trim).filter(|library| !library.is_empty() && !is_here(library)).collect();
+    if !absent.is_empty() {
+        losses.push(Loss {
+            what: NAME.to_owned(),
+            why: format!("the source loads {}, the target does not", absent.join(", ")),
+        });
+    }
+    Ok(())
+}
+
 /// Finds what has the names now, and refuses what must not be touched.
-pub(super) fn databases(way: &Way<'_>, admin: &mut Session, goals: &mut [Goal<'_>], request: &RestoreRequest) -> Result<()> {
+pub(super) fn databases(
+    way: &Way<'_>,
+    admin: &mut Session,
+    goals: &mut [Goal<'_>],
+    request: &RestoreRequest,
+) -> Result<()> {
     for goal in goals {
         if !client::has_database(admin, &goal.name)? {
             goal.old = Old::Absent;
@@ -108,7 +127,10 @@ pub(super) fn databases(way: &Way<'_>, admin: &mut Session, goals: &mut [Goal<'_
 pub(super) fn still_free(admin: &mut Session, goals: &[Goal<'_>]) -> Result<()> {
     for goal in goals.iter().filter(|goal| goal.old == Old::Absent) {
         if client::has_database(admin, &goal.name)? {
-            return Err(Error::new(Kind::AlreadyExists, format!("database `{}` was made by somebody meanwhile", goal.name)));
+            return Err(Error::new(
+                Kind::AlreadyExists,
+                format!("database `{}` was made by somebody meanwhile", goal.name),
+            ));
         }
     }
     Ok(())

@@ -43,8 +43,15 @@ pub(in super::super) fn kept_name(name: &str, restore: &str) -> String {
 }
 
 /// Makes the database, empty and closed.
-pub(super) fn create(session: &mut Session, name: &str, about: &Database, major: u32, losses: &mut Vec<Loss>) -> Result<()> {
-    let mut sql = format!("CREATE DATABASE {} TEMPLATE template0 ENCODING {}", identifier(name), literal(&about.encoding));
+pub(super) fn create(
+    session: &mut Session,
+    name: &str,
+    about: &Database,
+    major: u32,
+    losses: &mut Vec<Loss>,
+) -> Result<()> {
+    let mut sql =
+        format!("CREATE DATABASE {} TEMPLATE template0 ENCODING {}", identifier(name), literal(&about.encoding));
     let provider = about.provider.as_str();
     if major >= 15 {
         sql.push_str(&format!(" LOCALE_PROVIDER {}", identifier(provider)));
@@ -103,7 +110,12 @@ fn drift(session: &mut Session, name: &str, about: &Database, losses: &mut Vec<L
 }
 
 /// What is done last, under the final name, so that the database lets its users in.
-pub(super) fn opening(session: &mut Session, name: &str, stored: &StoredDatabase, with_grants: bool) -> Result<Vec<String>> {
+pub(super) fn opening(
+    session: &mut Session,
+    name: &str,
+    stored: &StoredDatabase,
+    with_grants: bool,
+) -> Result<Vec<String>> {
     let about = &stored.about;
     let what = format!("DATABASE {}", identifier(name));
     let mut all = match (&about.grants, with_grants) {

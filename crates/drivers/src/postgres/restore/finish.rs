@@ -18,11 +18,8 @@ const STATISTICS_PER_CALL: usize = 100;
 /// Fills the materialized views that were filled at the source. A view may read others, through views
 /// and functions that no catalog tells of: one that meets an empty one is tried again after the rest.
 pub(super) fn materialized_views(way: &Way<'_>, session: &mut Session, tables: &[&Table]) -> Result<()> {
-    let mut waiting: Vec<&Table> = tables
-        .iter()
-        .copied()
-        .filter(|table| table.kind == TableKind::MaterializedView && table.populated)
-        .collect();
+    let mut waiting: Vec<&Table> =
+        tables.iter().copied().filter(|table| table.kind == TableKind::MaterializedView && table.populated).collect();
     // By age: what was made first is most often what the others read.
     waiting.sort_by_key(|table| table.oid);
     while !waiting.is_empty() {
@@ -69,8 +66,10 @@ pub(super) fn statistics(way: &Way<'_>, database: &str, stored: &StoredDatabase,
     let mut session = way.connect(database)?;
     session.execute(BEGIN)?;
     // The script is the tool's and names what it sets; anything else in it is not carried out.
-    let all: Vec<&str> =
-        statements(&script).into_iter().filter(|text| text.starts_with("SELECT * FROM pg_catalog.pg_restore_")).collect();
+    let all: Vec<&str> = statements(&script)
+        .into_iter()
+        .filter(|text| text.starts_with("SELECT * FROM pg_catalog.pg_restore_"))
+        .collect();
     for part in all.chunks(STATISTICS_PER_CALL) {
         way.context.check()?;
         session.execute(&part.join(";\n"))?;
@@ -96,10 +95,8 @@ fn analyze(way: &Way<'_>, database: &str, which: &str) -> Result<()> {
          ORDER BY pg_catalog.pg_relation_size(c.oid) DESC"
     ))?;
     session.close();
-    let names: Vec<String> = rows
-        .iter()
-        .map(|row| Ok(qualified(&row.string(0)?, &row.string(1)?)))
-        .collect::<Result<_>>()?;
+    let names: Vec<String> =
+        rows.iter().map(|row| Ok(qualified(&row.string(0)?, &row.string(1)?))).collect::<Result<_>>()?;
     pool::run(way, (database, BEGIN), names, &|session, name| session.execute(&format!("ANALYZE {name}")))
 }
 
@@ -163,8 +160,14 @@ pub(super) fn settings(stored: &StoredDatabase, name: &str) -> Vec<(String, Stri
 /// (variable_is_guc_list_quote).
 fn is_list(variable: &str) -> bool {
     const LISTS: &[&str] = &[
-        "local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
-        "temp_tablespaces", "unix_socket_directories", "createrole_self_grant", "restrict_nonsystem_relation_kind",
+        "local_preload_libraries",
+        "search_path",
+        "session_preload_libraries",
+        "shared_preload_libraries",
+        "temp_tablespaces",
+        "unix_socket_directories",
+        "createrole_self_grant",
+        "restrict_nonsystem_relation_kind",
     ];
     LISTS.iter().any(|known| variable.eq_ignore_ascii_case(known))
 }

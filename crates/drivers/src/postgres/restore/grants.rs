@@ -8,7 +8,8 @@ use super::super::wire::{identifier, literal};
 /// The statements that give `what`, e.g. `DATABASE "app"`, exactly the privileges of `grants`, texts such
 /// as `app=CTc/owner`. The server itself takes them apart: it knows the letters of its version.
 pub(super) fn statements(session: &mut Session, what: &str, owner: &str, grants: &[String]) -> Result<Vec<String>> {
-    let mut all = vec![format!("REVOKE ALL ON {what} FROM PUBLIC"), format!("REVOKE ALL ON {what} FROM {}", identifier(owner))];
+    let mut all =
+        vec![format!("REVOKE ALL ON {what} FROM PUBLIC"), format!("REVOKE ALL ON {what} FROM {}", identifier(owner))];
     let items: Vec<String> = grants.iter().map(|item| format!("{}::pg_catalog.aclitem", literal(item))).collect();
     if items.is_empty() {
         return Ok(all);

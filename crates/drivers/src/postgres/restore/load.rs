@@ -117,7 +117,8 @@ fn copy_statement(load: &Load<'_>, into: (&str, &str), is_frozen: bool, encoding
 fn whole(way: &Way<'_>, session: &mut Session, stored: &StoredDatabase, load: &Load<'_>) -> Result<()> {
     let (schema, name) = (load.into.0.as_str(), load.into.1.as_str());
     session.execute(&format!("BEGIN; TRUNCATE TABLE ONLY {}", qualified(schema, name)))?;
-    let files: Vec<TreePath> = (0..load.table.files).map(|file| stored.rows(load.table, file)).collect::<Result<_>>()?;
+    let files: Vec<TreePath> =
+        (0..load.table.files).map(|file| stored.rows(load.table, file)).collect::<Result<_>>()?;
     let statement = copy_statement(load, (schema, name), true, &stored.about.encoding);
     let rows = copy(way, session, &statement, &files)?;
     expect(load, rows, load.total.rows)?;
@@ -226,7 +227,9 @@ pub(super) fn large_objects(way: &Way<'_>, database: &str, stored: &StoredDataba
             oids.join(",")
         ))?;
     }
-    let begin = format!("{BEGIN}; CREATE TEMPORARY TABLE stillpoint_pieces (oid pg_catalog.oid, at pg_catalog.int8, bytes pg_catalog.bytea)");
+    let begin = format!(
+        "{BEGIN}; CREATE TEMPORARY TABLE stillpoint_pieces (oid pg_catalog.oid, at pg_catalog.int8, bytes pg_catalog.bytea)"
+    );
     pool::run(way, (database, &begin), stored.large_object_files(way.source)?, &|session, path| {
         session.execute("TRUNCATE pg_temp.stillpoint_pieces")?;
         copy(way, session, "COPY pg_temp.stillpoint_pieces FROM STDIN", std::slice::from_ref(path))?;
@@ -266,7 +269,12 @@ fn about_object(object: &LargeObject, with_owner: bool) -> String {
 }
 
 /// Fills one table within the session's transaction.
-pub(super) fn in_transaction(way: &Way<'_>, session: &mut Session, stored: &StoredDatabase, load: &Load<'_>) -> Result<()> {
+pub(super) fn in_transaction(
+    way: &Way<'_>,
+    session: &mut Session,
+    stored: &StoredDatabase,
+    load: &Load<'_>,
+) -> Result<()> {
     (0..load.table.files).try_for_each(|file| {
         session.execute("SAVEPOINT file")?;
         match one_file(way, session, stored, load, file, &load.into) {

@@ -91,7 +91,12 @@ struct Made {
 }
 
 /// Restores all databases of the point, or the part that the request names.
-pub(super) fn restore(driver: &Postgres, context: &Context, source: &dyn Tree, request: &RestoreRequest) -> Result<Restored> {
+pub(super) fn restore(
+    driver: &Postgres,
+    context: &Context,
+    source: &dyn Tree,
+    request: &RestoreRequest,
+) -> Result<Restored> {
     check_name(request.restore.as_bytes())?;
     let way = Way::new(driver, context, source);
     let part = part::Part::of(request.part.as_ref())?;
@@ -170,11 +175,8 @@ fn build_all(
             why: "not there at this server: what lay in them lies in the default one".to_owned(),
         });
     }
-    let manner = Manner {
-        without_owners,
-        without_tablespaces: !missing.is_empty(),
-        connections: way.settings.connections,
-    };
+    let manner =
+        Manner { without_owners, without_tablespaces: !missing.is_empty(), connections: way.settings.connections };
     goals.iter().try_for_each(|goal| {
         let name = goal.stored.about.name.clone();
         build(way, admin, (tools, target), goal, manner, restored).map_err(|error| error.context("database", name))
@@ -197,7 +199,8 @@ fn build(
     let path = source::to_scratch(way.source, &stored.file(layout::DUMP)?, way.scratch(), context)?;
     let archive = Archive::open(tools, &path, context)?;
     let step = |step, restored: &mut Restored| -> Result<()> {
-        restored.losses.append(&mut archive.restore(tools, building, (step, manner), context)?);
+        let mut again = |statement: &str| way.connect(building)?.execute(statement);
+        restored.losses.append(&mut archive.restore(tools, building, (step, manner), &mut again, context)?);
         context.check()
     };
     step(Step::Tables, restored)?;

@@ -2,8 +2,8 @@
 //!
 //! A part is named by a path of the point's tree: `databases/app` is a database, `databases/app/data/
 //! public.models` a table by the folder of its rows, and `databases/app/schemas/public` a schema, which
-//! has no folder of its own. Schemas and tables go into a database that is there. What belongs to them
-//! comes along (indexes, constraints, sequences, triggers, comments, grants, partitions); what points out
+//! has no folder of its own. Schemas and tables go into the database that is there, or into a new one. What
+//! belongs to them comes along (indexes, constraints, sequences, triggers, comments, grants, partitions); what points out
 //! of the part, such as a foreign key to a table outside, is left out and named.
 //!
 //! All of it happens in one transaction of one session: others see the old until the new is whole, and a
@@ -18,9 +18,9 @@ use stillpoint_core::tree::TreePath;
 use super::super::config::Roles;
 use super::super::layout::{self, Table, TableKind};
 use super::super::session::Session;
-use super::super::wire::{Row, identifier, literal, qualified};
 use super::super::swap::{self, Swap};
 use super::super::tools::Tools;
+use super::super::wire::{Row, identifier, literal, qualified};
 use super::super::{client, stamp};
 use super::archive::{Archive, Entry, Manner, Step, closure};
 use super::source::{self, Stored, StoredDatabase};
@@ -46,8 +46,7 @@ impl Part {
     /// Reads the path of a part.
     pub(super) fn of(path: Option<&TreePath>) -> Result<Self> {
         let Some(path) = path else { return Ok(Self::Whole) };
-        let names: Vec<String> =
-            path.names().iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+        let names: Vec<String> = path.names().iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         match names.as_slice() {
             [] | [layout::DATABASES] => Ok(Self::Whole),
@@ -237,13 +236,31 @@ impl<'a> Chosen<'a> {
     /// Adds what the definitions need and no table is: schemas, types, functions, extensions.
     fn add_support(&mut self, entries: &[Entry]) {
         const SUPPORT: &[&str] = &[
-            "SCHEMA", "EXTENSION", "TYPE", "SHELL TYPE", "DOMAIN", "FUNCTION", "PROCEDURE", "AGGREGATE", "COLLATION", "OPERATOR",
-            "OPERATOR CLASS", "OPERATOR FAMILY", "TEXT SEARCH CONFIGURATION", "TEXT SEARCH DICTIONARY", "SERVER",
-            "FOREIGN DATA WRAPPER", "CAST", "SEQUENCE",
+            "SCHEMA",
+            "EXTENSION",
+            "TYPE",
+            "SHELL TYPE",
+            "DOMAIN",
+            "FUNCTION",
+            "PROCEDURE",
+            "AGGREGATE",
+            "COLLATION",
+            "OPERATOR",
+            "OPERATOR CLASS",
+            "OPERATOR FAMILY",
+            "TEXT SEARCH CONFIGURATION",
+            "TEXT SEARCH DICTIONARY",
+            "SERVER",
+            "FOREIGN DATA WRAPPER",
+            "CAST",
+            "SEQUENCE",
         ];
         loop {
-            let needed: BTreeSet<u32> =
-                entries.iter().filter(|entry| self.entries.contains(&entry.id)).flat_map(|entry| entry.needs.iter().copied()).collect();
+            let needed: BTreeSet<u32> = entries
+                .iter()
+                .filter(|entry| self.entries.contains(&entry.id))
+                .flat_map(|entry| entry.needs.iter().copied())
+                .collect();
             let more: Vec<u32> = entries
                 .iter()
                 .filter(|entry| needed.contains(&entry.id) && SUPPORT.contains(&entry.kind()))
@@ -314,8 +331,12 @@ fn of_schema(entries: &[Entry], schema: &str) -> BTreeSet<u32> {
     // What needs something that was left out is left out as well.
     loop {
         let reaches_out = |entry: &&Entry| entry.needs.iter().any(|id| relations.contains(id) && !chosen.contains(id));
-        let out: Vec<u32> =
-            entries.iter().filter(|entry| chosen.contains(&entry.id)).filter(reaches_out).map(|entry| entry.id).collect();
+        let out: Vec<u32> = entries
+            .iter()
+            .filter(|entry| chosen.contains(&entry.id))
+            .filter(reaches_out)
+            .map(|entry| entry.id)
+            .collect();
         if out.is_empty() {
             return chosen;
         }
@@ -370,7 +391,8 @@ fn move_aside(
         session.execute(&format!("CREATE SCHEMA IF NOT EXISTS {}", identifier(&kept)))?;
         for table in &chosen.tables {
             let name = qualified(&table.schema, &table.name);
-            let row = session.query_one(&format!("SELECT pg_catalog.to_regclass({})::pg_catalog.oid", literal(&name)))?;
+            let row =
+                session.query_one(&format!("SELECT pg_catalog.to_regclass({})::pg_catalog.oid", literal(&name)))?;
             let Some(oid) = row.optional(0)?.map(str::to_owned) else { continue };
             session.execute(&format!("ALTER TABLE {name} SET SCHEMA {}", identifier(&kept)))?;
             restored.kept_old.push(format!("table {} in database {database}", qualified(&kept, &table.name)));
@@ -407,11 +429,8 @@ fn fill(
     chosen: &Chosen<'_>,
     (archive, tools): (&Archive, &Tools),
 ) -> Result<()> {
-    let manner = Manner {
-        without_owners: way.settings.roles == Some(Roles::None),
-        without_tablespaces: true,
-        connections: 1,
-    };
+    let manner =
+        Manner { without_owners: way.settings.roles == Some(Roles::None), without_tablespaces: true, connections: 1 };
     session.execute(&archive.script(tools, (Step::Tables, manner), &chosen.entries, way.context)?)?;
     for table in chosen.with_rows() {
         let into = (table.schema.clone(), table.name.clone());

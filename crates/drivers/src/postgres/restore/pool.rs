@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use stillpoint_core::error::{Error, Result};
 
-use super::Way;
 use super::super::session::Session;
+use super::Way;
 
 /// Does every piece of `work` on one of the way's connections to `database`, in the given order as far
 /// as connections become free. `begin` is run first on each. After the first failure no further piece is

@@ -40,7 +40,8 @@ impl Stored {
         for name in server.databases.iter().filter(|name| only.is_none_or(|only| only == name.as_str())) {
             let folder = TreePath::root().join(layout::DATABASES.as_bytes())?;
             let folder = folder.join(layout::database_folder(name).as_bytes())?;
-            let about: Database = layout::parse(layout::DATABASE, &text(tree, &folder.join(layout::DATABASE.as_bytes())?)?)?;
+            let about: Database =
+                layout::parse(layout::DATABASE, &text(tree, &folder.join(layout::DATABASE.as_bytes())?)?)?;
             let tables = layout::parse_lines(layout::TABLES, &text(tree, &folder.join(layout::TABLES.as_bytes())?)?)?;
             let of_this = totals.iter().filter(|total| total.database == *name);
             let totals = of_this.map(|total| ((total.schema.clone(), total.table.clone()), total.clone())).collect();
@@ -123,7 +124,12 @@ pub(in super::super) fn script(tree: &dyn Tree, path: &TreePath) -> Result<Optio
 }
 
 /// Copies a file of the point into the scratch folder, for programs that read files only.
-pub(in super::super) fn to_scratch(tree: &dyn Tree, path: &TreePath, folder: &Path, context: &Context) -> Result<PathBuf> {
+pub(in super::super) fn to_scratch(
+    tree: &dyn Tree,
+    path: &TreePath,
+    folder: &Path,
+    context: &Context,
+) -> Result<PathBuf> {
     let to = folder.join(format!("archive-{}.dump", path.names().get(1).map_or(0, |name| fnv(name))));
     let what = || format!("cannot write {}", to.display());
     std::fs::create_dir_all(folder).or_io(what)?;

@@ -41,7 +41,8 @@ fn pass_on(mut client: TcpStream, upstream: &str, judge: &Judge) -> std::io::Res
         head.push(byte[0]);
     }
     let text = String::from_utf8_lossy(&head).into_owned();
-    let length = text.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+    let length =
+        text.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     client.read_exact(&mut body)?;
     if let Some(answer) = judge(text.lines().next().unwrap_or_default()) {
@@ -112,17 +113,22 @@ fn what_cannot_get_better_is_said_at_once() {
         Err(why) => return skip("what_cannot_get_better_is_said_at_once", why),
     };
     let bucket = filled(&rig, true);
-    let denied = through(&bucket, |line| line.contains("versions=").then(|| answer("403 Forbidden", "", "AccessDenied")));
+    let denied =
+        through(&bucket, |line| line.contains("versions=").then(|| answer("403 Forbidden", "", "AccessDenied")));
     let error = prepare(&denied);
     assert_eq!(error.kind(), Kind::PermissionDenied);
     assert!(error.hint_text().unwrap().contains("grant s3:ListBucketVersions"), "{error:?}");
     let probe = run(denied.open("p", json!({})).probe(&Context::default())).unwrap();
     assert!(probe.missing_privileges.iter().any(|text| text.contains("s3:ListBucketVersions")), "{probe:?}");
-    let denied = through(&bucket, |line| line.contains("versionId").then(|| answer("403 Forbidden", "", "AccessDenied")));
+    let denied =
+        through(&bucket, |line| line.contains("versionId").then(|| answer("403 Forbidden", "", "AccessDenied")));
     let driver = denied.open("p", json!({}));
     let pinned = pin(&driver, 1);
     let error = drain(&driver, &pinned, None).unwrap_err();
-    assert!(error.to_string().contains("cannot read the object `p/") && error.hint_text().unwrap().contains("s3:GetObjectVersion"));
+    assert!(
+        error.to_string().contains("cannot read the object `p/")
+            && error.hint_text().unwrap().contains("s3:GetObjectVersion")
+    );
 
     let date = "Date: Sat, 21 Nov 2020 10:00:00 GMT\r\n";
     let skewed = through(&bucket, move |_| Some(answer("403 Forbidden", date, "RequestTimeTooSkewed")));

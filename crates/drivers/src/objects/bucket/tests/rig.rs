@@ -45,7 +45,7 @@ impl Rig {
         let place = bucket.place("");
         place
             .wait(async move {
-                client.create().await?;
+                client.create(false).await?;
                 if versions { client.set_versioning(Versioning::Enabled).await } else { Ok(()) }
             })
             .unwrap();
@@ -54,7 +54,11 @@ impl Rig {
 
     /// A bucket that is not there yet.
     pub fn absent(&self) -> Bucket {
-        Bucket { rig: self.clone(), name: format!("objects-{:016x}", fastrand::u64(..)), folder: Arc::new(tempfile::tempdir().unwrap()) }
+        Bucket {
+            rig: self.clone(),
+            name: format!("objects-{:016x}", fastrand::u64(..)),
+            folder: Arc::new(tempfile::tempdir().unwrap()),
+        }
     }
 }
 
@@ -130,7 +134,9 @@ impl Bucket {
     }
 
     pub fn get(&self, key: &str) -> Vec<u8> {
-        trial::run(async { self.other().get(&ObjectPath::parse(key).unwrap()).await.unwrap().bytes().await.unwrap().to_vec() })
+        trial::run(async {
+            self.other().get(&ObjectPath::parse(key).unwrap()).await.unwrap().bytes().await.unwrap().to_vec()
+        })
     }
 
     /// Key below the prefix, size and tag of all objects, as the other client lists them.
@@ -138,7 +144,8 @@ impl Bucket {
         let listed = trial::run(self.other().list(Some(&ObjectPath::from(prefix))).try_collect::<Vec<_>>()).unwrap();
         let below = |key: &str| key.strip_prefix(prefix).unwrap_or(key).trim_start_matches('/').to_owned();
         let ours = |key: &String| !key.starts_with(".stillpoint-");
-        let entries = listed.into_iter().map(|meta| (below(meta.location.as_ref()), (meta.size, meta.e_tag.unwrap_or_default())));
+        let entries =
+            listed.into_iter().map(|meta| (below(meta.location.as_ref()), (meta.size, meta.e_tag.unwrap_or_default())));
         entries.filter(|(key, _)| ours(key)).collect()
     }
 }

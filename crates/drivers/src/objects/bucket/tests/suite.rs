@@ -42,7 +42,10 @@ impl Harness for Buckets {
             ));
         }
         if self.plain {
-            exempt.push(("incremental_reads_what_changed", "s3s-fs lists no entity tags, so that nothing is known to be unchanged"));
+            exempt.push((
+                "incremental_reads_what_changed",
+                "s3s-fs lists no entity tags, so that nothing is known to be unchanged",
+            ));
         }
         exempt
     }

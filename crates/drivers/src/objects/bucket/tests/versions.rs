@@ -18,7 +18,7 @@ fn header(name: &str, value: &str) -> (String, Vec<u8>) {
 }
 
 /// Writes with our own client, which can send every key and header.
-fn put_with(bucket: &Bucket, key: &[u8], headers: Vec<(String, Vec<u8>)>, body: Vec<u8>) {
+pub fn put_with(bucket: &Bucket, key: &[u8], headers: Vec<(String, Vec<u8>)>, body: Vec<u8>) {
     let (place, key) = (bucket.place(""), key.to_vec());
     let client = place.client.clone();
     place.wait(async move { client.put(&key, &headers, body.into()).await.map(drop) }).unwrap();
@@ -70,8 +70,11 @@ fn what_is_overwritten_or_deleted_after_the_cut_is_still_read() {
     let files = point.tree.files();
     let names: Vec<_> = files.keys().filter_map(|path| path.strip_prefix("objects/")).collect();
     assert_eq!(names, ["deleted", "early", "kept", "large", "overwritten"]);
-    assert!(files["objects/deleted"] == b"old" && files["objects/overwritten"] == b"old" && files["objects/large"] == large);
-    let held: BTreeSet<_> = edges(&driver, Some(&pinned), &EdgeQuery::Held("keys".to_owned())).unwrap().into_iter().collect();
+    assert!(
+        files["objects/deleted"] == b"old" && files["objects/overwritten"] == b"old" && files["objects/large"] == large
+    );
+    let held: BTreeSet<_> =
+        edges(&driver, Some(&pinned), &EdgeQuery::Held("keys".to_owned())).unwrap().into_iter().collect();
     assert_eq!(held.len(), 5);
     assert!(drained.notes.iter().any(|note| note.contains("came after the cut")), "{:?}", drained.notes);
     // The next point shows what is there by then, and reads only that.
@@ -145,6 +148,59 @@ fn all_that_belongs_to_an_object_comes_back() {
 }
 
 #[test]
+fn locks_are_set_last_and_only_if_asked_for() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("locks_are_set_last_and_only_if_asked_for", why),
+    };
+    let bucket = rig.absent();
+    let place = bucket.place("");
+    let client = place.client.clone();
+    place.wait(async move { client.create(true).await }).unwrap();
+    let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let until = jiff::fmt::strtime::format("%Y-%m-%dT%H:%M:%SZ", until).unwrap();
+    let digest = "LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=";
+    let held = [header("x-amz-object-lock-legal-hold", "ON"), header("x-amz-checksum-sha256", digest)];
+    put_with(&bucket, b"p/held", held.to_vec(), b"hello".to_vec());
+    let retained = [
+        header("x-amz-object-lock-mode", "GOVERNANCE"),
+        header("x-amz-object-lock-retain-until-date", &until),
+        header("x-amz-checksum-sha256", digest),
+    ];
+    put_with(&bucket, b"p/retained", retained.to_vec(), b"hello".to_vec());
+    put_with(&bucket, b"p/free", Vec::new(), b"hello".to_vec());
+    let (tree, drained) = back_up(&bucket.open("p", json!({})), None);
+    assert_eq!((drained.items, drained.losses.len()), (3, 0));
+    let locks_of = |bucket: &Bucket, key: &'static str| {
+        let place = bucket.place("p");
+        let client = place.client.clone();
+        place
+            .wait(async move {
+                Ok(facts::of_headers(&client.head(Which::newest(format!("p/{key}").as_bytes()), None).await?.headers))
+            })
+            .unwrap()
+            .into_iter()
+            .filter(|(name, _)| name.ends_with(b"legal-hold") || name.windows(5).any(|part| part == b"lock-"))
+            .collect::<Vec<_>>()
+    };
+    let copy = rig.absent();
+    let restored =
+        restore(&copy.open("p", json!({ "create": true, "lock": true })), &tree, RestoreMode::Fresh, None).unwrap();
+    assert_eq!(restored.items, 3);
+    for key in ["held", "retained", "free"] {
+        assert_eq!(locks_of(&copy, key), locks_of(&bucket, key), "{key}");
+    }
+    assert_eq!((locks_of(&copy, "held").len(), locks_of(&copy, "retained").len()), (1, 2));
+    let copy = rig.absent();
+    let restored = restore(&copy.open("p", json!({ "create": true })), &tree, RestoreMode::Fresh, None).unwrap();
+    assert!(
+        restored.losses.iter().any(|loss| loss.what == "2 objects" && loss.why.contains("lock: true")),
+        "{restored:?}"
+    );
+    assert_eq!(locks_of(&copy, "held").len(), 0);
+}
+
+#[test]
 fn odd_keys_come_back() {
     let rig = match Rig::find(false) {
         Ok(rig) => rig,
@@ -152,7 +208,20 @@ fn odd_keys_come_back() {
     };
     let bucket = rig.bucket(true);
     let long = format!("long/{}/{}", "x".repeat(250), "é".repeat(120));
-    let odd = ["trail/", "tab\there", "new\nline", "é日 b+c&<>\"'", "a", "a!", "%41", "100%", "...", &long, "q?x=1#y", "\u{1}\u{7f}"];
+    let odd = [
+        "trail/",
+        "tab\there",
+        "new\nline",
+        "é日 b+c&<>\"'",
+        "a",
+        "a!",
+        "%41",
+        "100%",
+        "...",
+        &long,
+        "q?x=1#y",
+        "\u{1}\u{7f}",
+    ];
     for key in odd {
         put_with(&bucket, format!("p/{key}").as_bytes(), Vec::new(), key.as_bytes().to_vec());
     }
@@ -164,7 +233,8 @@ fn odd_keys_come_back() {
     let target = copy.open("", json!({}));
     restore(&target, &tree, RestoreMode::Fresh, None).unwrap();
     assert_eq!(differences(&target, &tree), Vec::<String>::new());
-    let held: BTreeSet<_> = edges(&target, None, &EdgeQuery::Held("keys".to_owned())).unwrap().into_iter().map(|e| e.referent).collect();
+    let held: BTreeSet<_> =
+        edges(&target, None, &EdgeQuery::Held("keys".to_owned())).unwrap().into_iter().map(|e| e.referent).collect();
     assert_eq!(held, odd.iter().map(|key| key.as_bytes().to_vec()).collect());
 }
 
