@@ -110,7 +110,16 @@ impl Range {
 /// Keys to split at, from the folders that a bucket shows at a glance.
 pub(in super::super) async fn probe_splits(client: &Client, prefix: &str) -> Result<Vec<Vec<u8>>> {
     let page = client.list(What::Objects, prefix, Some("/"), &[]).await?;
-    Ok(if page.prefixes.len() < PREFIXES_MIN { Vec::new() } else { spread(&page.prefixes) })
+    let mut splits = Vec::new();
+    if page.prefixes.len() >= PREFIXES_MIN {
+        for folder in spread(&page.prefixes) {
+            // Not every clone goes on rightly behind a key that is not there.
+            if let Ok(folder) = String::from_utf8(folder) {
+                splits.extend(client.first(What::Objects, &folder).await?);
+            }
+        }
+    }
+    Ok(splits)
 }
 
 /// A few of many keys, evenly spread, ascending.
