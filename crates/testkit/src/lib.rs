@@ -9,7 +9,11 @@ pub mod conformance;
 pub mod corpus;
 mod extract;
 pub mod fault;
+pub mod minio;
 pub mod oracle;
+pub mod platform;
+pub mod proxy;
+pub mod servers;
 mod sink;
 mod tree;
 

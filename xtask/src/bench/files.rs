@@ -350,7 +350,7 @@ fn walk(folder: &Path, file: &mut dyn FnMut(&Path, u64) -> std::io::Result<()>) 
     Ok(())
 }
 
-fn size_mb(folder: &Path) -> Result<f64, String> {
+pub(super) fn size_mb(folder: &Path) -> Result<f64, String> {
     let mut bytes = 0;
     walk(folder, &mut |_, size| {
         bytes += size;
@@ -377,6 +377,6 @@ fn concatenate(input: &Path, output: &Path) -> Result<(), String> {
     std::io::Write::flush(&mut writer).map_err(describe)
 }
 
-fn remove(path: &Path) -> Result<(), String> {
+pub(super) fn remove(path: &Path) -> Result<(), String> {
     std::fs::remove_dir_all(path).map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -14,6 +14,19 @@ pub enum Source {
     Cargo(String, String),
     /// An npm package.
     Npm(String),
+    /// A Python package: name with version. Its files come to lie in `pypi/<name>`.
+    PyPi(String),
+    /// A Debian package, installed for the whole machine where that is possible without asking.
+    Debian(String),
+}
+
+/// How one knows that a server is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ready {
+    /// It answers this path, with whatever status.
+    Path(String),
+    /// This command succeeds; filled in like the server's own.
+    Command(Vec<String>),
 }
 
 /// One rig, as described.
@@ -25,14 +38,21 @@ pub struct Rig {
     pub about: String,
     /// Where the server comes from.
     pub source: Source,
-    /// Path of the program within the cache.
+    /// Path of the program, within the cache or absolute.
     pub binary: String,
-    /// Program and arguments; `{binary}`, `{port}` and `{data}` are filled in.
+    /// Where within the cache a link to the program is made, if it must be called by another name.
+    pub link: Option<String>,
+    /// Commands that run once before the server starts, such as one that makes its data directory.
+    pub prepare: Vec<Vec<String>>,
+    /// Program and arguments; `{binary}` and `{bin}`, its folder, `{port}`, `{data}` and `{folder}`,
+    /// where all state of the running rig lies, are filled in.
     pub args: Vec<String>,
+    /// Whether the server refuses to run as root, and must run as nobody there.
+    pub not_root: bool,
     /// The server's own environment.
     pub environment: BTreeMap<String, String>,
-    /// The server is ready once it answers this path, with whatever status.
-    pub ready_path: String,
+    /// How one knows that it is ready.
+    pub ready: Ready,
     /// What tests are given, by name of environment variable.
     pub give: BTreeMap<String, String>,
 }
@@ -72,26 +92,54 @@ impl Rig {
             let pairs = table.into_iter().flat_map(|table| table.iter());
             pairs.filter_map(|(key, item)| Some((key.to_owned(), item.as_str()?.to_owned()))).collect()
         };
-        let source = match (optional(&["obtain", "go"]), optional(&["obtain", "cargo"]), optional(&["obtain", "npm"])) {
-            (Some(module), None, None) => Source::Go(module),
-            (None, Some(krate), None) => {
-                Source::Cargo(krate, optional(&["obtain", "cargo_features"]).unwrap_or_default())
-            }
-            (None, None, Some(package)) => Source::Npm(package),
-            _ => return Err("obtain needs one of go, cargo and npm".to_owned()),
+        let words = |item: &Item| -> Vec<String> {
+            let array = item.as_array().into_iter().flat_map(|array| array.iter());
+            array.filter_map(|value| value.as_str().map(str::to_owned)).collect()
         };
-        let args = get(&["run", "args"]).and_then(Item::as_array).ok_or("run.args is missing")?;
+        let source = source(&optional)?;
+        let prepare = get(&["run", "prepare"]).and_then(Item::as_array);
+        let prepare = prepare.into_iter().flat_map(|commands| commands.iter());
+        let ready = match (optional(&["run", "ready_path"]), get(&["run", "ready_command"])) {
+            (Some(path), None) => Ready::Path(path),
+            (None, Some(command)) => Ready::Command(words(command)),
+            _ => return Err("run needs one of ready_path and ready_command".to_owned()),
+        };
+        let args = words(get(&["run", "args"]).ok_or("run.args is missing")?);
         Ok(Self {
             name: name.to_owned(),
             about: string(&["about"])?,
             source,
             binary: string(&["obtain", "binary"])?,
-            args: args.iter().filter_map(|value| value.as_str().map(str::to_owned)).collect(),
+            link: optional(&["obtain", "link"]),
+            prepare: prepare.map(|command| words(&Item::Value(command.clone()))).collect(),
+            args,
+            not_root: get(&["run", "not_root"]).and_then(Item::as_bool).unwrap_or_default(),
             environment: map(&["run", "environment"]),
-            ready_path: string(&["run", "ready_path"])?,
+            ready,
             give: map(&["give"]),
         })
     }
+
+    /// The program as tests and arguments name it.
+    pub fn program(&self, cache: &Path) -> std::path::PathBuf {
+        cache.join(self.link.as_ref().unwrap_or(&self.binary))
+    }
+}
+
+fn source(optional: &dyn Fn(&[&str]) -> Option<String>) -> Result<Source, String> {
+    let kinds = ["go", "cargo", "npm", "pypi", "debian"];
+    let given: Vec<_> = kinds.iter().filter_map(|kind| Some((*kind, optional(&["obtain", kind])?))).collect();
+    let [(kind, name)] = &given[..] else {
+        return Err(format!("obtain needs one of {}", kinds.join(", ")));
+    };
+    let name = name.clone();
+    Ok(match *kind {
+        "go" => Source::Go(name),
+        "cargo" => Source::Cargo(name, optional(&["obtain", "cargo_features"]).unwrap_or_default()),
+        "npm" => Source::Npm(name),
+        "pypi" => Source::PyPi(name),
+        _ => Source::Debian(name),
+    })
 }
 
 #[cfg(test)]
@@ -112,7 +160,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         assert!(Rig::parse("x", "about = \"x\"").expect_err("no source").contains("obtain"));
-        let no_args = "about = \"x\"\n[obtain]\ngo = \"m\"\nbinary = \"b\"";
+        let no_args = "about = \"x\"\n[obtain]\ngo = \"m\"\nbinary = \"b\"\n[run]\nready_path = \"/\"";
         assert!(Rig::parse("x", no_args).expect_err("no args").contains("run.args"));
     }
 }

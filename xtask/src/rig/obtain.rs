@@ -14,7 +14,13 @@ pub fn obtain(rig: &Rig, cache: &Path, gently: bool) -> Result<(), String> {
     let note = cache.join(format!("{}.version", rig.name));
     let wanted = format!("{:?}", rig.source);
     if binary.exists() && std::fs::read_to_string(&note).is_ok_and(|found| found == wanted) {
-        return Ok(());
+        return link(rig, cache);
+    }
+    if let Source::Debian(package) = &rig.source {
+        return match binary.exists() {
+            true => link(rig, cache),
+            false => Err(format!("{} is not there; install it: apt-get install {package}", binary.display())),
+        };
     }
     let (tool, mut command) = command(&rig.source, cache, gently);
     let log = cache.join(format!("{}.obtain.log", rig.name));
@@ -29,12 +35,28 @@ pub fn obtain(rig: &Rig, cache: &Path, gently: bool) -> Result<(), String> {
         let tail: Vec<&str> = tail.into_iter().rev().collect();
         return Err(format!("{} could not be got: {}", describe(&rig.source), tail.join(" | ")));
     }
-    std::fs::write(&note, wanted).map_err(|error| format!("{}: {error}", note.display()))
+    std::fs::write(&note, wanted).map_err(|error| format!("{}: {error}", note.display()))?;
+    link(rig, cache)
+}
+
+/// Makes the link by which the program must be called, if there is one.
+fn link(rig: &Rig, cache: &Path) -> Result<(), String> {
+    let Some(link) = rig.link.as_ref().map(|link| cache.join(link)) else { return Ok(()) };
+    let binary = cache.join(&rig.binary);
+    if std::fs::read_link(&link).is_ok_and(|target| target == binary) {
+        return Ok(());
+    }
+    let made = std::fs::create_dir_all(link.parent().unwrap_or(cache))
+        .and_then(|()| if link.is_symlink() { std::fs::remove_file(&link) } else { Ok(()) })
+        .and_then(|()| std::os::unix::fs::symlink(&binary, &link));
+    made.map_err(|error| format!("{}: {error}", link.display()))
 }
 
 fn describe(source: &Source) -> String {
     match source {
-        Source::Go(name) | Source::Npm(name) | Source::Cargo(name, _) => name.clone(),
+        Source::Go(name) | Source::Npm(name) | Source::Cargo(name, _) | Source::PyPi(name) | Source::Debian(name) => {
+            name.clone()
+        }
     }
 }
 
@@ -58,6 +80,16 @@ fn command(source: &Source, cache: &Path, gently: bool) -> (&'static str, Comman
             let mut args = quiet.map(str::to_owned).to_vec();
             args.extend([cache.join("npm").display().to_string(), package.clone()]);
             ("npm", args)
+        }
+        Source::PyPi(package) => {
+            let quiet = ["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--disable-pip-version-check"];
+            let mut args = quiet.map(str::to_owned).to_vec();
+            let name = package.split("==").next().unwrap_or(package);
+            args.extend(["--target".to_owned(), cache.join("pypi").join(name).display().to_string(), package.clone()]);
+            ("python3", args)
+        }
+        Source::Debian(package) => {
+            ("apt-get", ["install", "-y", "--no-install-recommends", package].map(str::to_owned).to_vec())
         }
     };
     // A registry that hangs must not hold the tests up for ever.

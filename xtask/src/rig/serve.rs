@@ -11,10 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::describe::Rig;
+use super::describe::{Ready, Rig};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
+/// The user and group that own nothing.
+const NOBODY: &str = "65534";
+/// What nobody needs to reach the cache.
+const MAY_PASS: &str = "+dac_override,+dac_read_search";
 
 /// Starts the server unless it runs, waits until it answers, and returns what tests are given.
 /// `folder` is where its state lies while it runs.
@@ -26,28 +30,46 @@ pub fn up(rig: &Rig, cache: &Path, folder: &Path) -> Result<BTreeMap<String, Str
     down(folder)?;
     let data = folder.join("data");
     std::fs::create_dir_all(&data).map_err(|error| format!("{}: {error}", data.display()))?;
-    // The port is free now; if someone else is faster, the server fails and says so.
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| error.to_string())?;
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
-    drop(listener);
-    let binary = cache.join(&rig.binary).display().to_string();
+    let address = free_address()?;
+    let (program, port) = (rig.program(cache), address.port().to_string());
     let fill = |text: &str| {
-        let port = address.port().to_string();
-        text.replace("{binary}", &binary).replace("{port}", &port).replace("{data}", &data.display().to_string())
+        let bin = program.parent().unwrap_or(cache).display().to_string();
+        let text = text.replace("{binary}", &program.display().to_string()).replace("{bin}", &bin);
+        let text = text.replace("{port}", &port).replace("{data}", &data.display().to_string());
+        text.replace("{folder}", &folder.display().to_string())
     };
-    let args: Vec<String> = rig.args.iter().map(|arg| fill(arg)).collect();
+    let command = |words: &[String]| command(rig, folder, words.iter().map(|word| fill(word)).collect());
+    if rig.not_root && is_root() {
+        give_to_nobody(folder)?;
+    }
+    for words in &rig.prepare {
+        let output = command(words)?.output().map_err(|error| format!("{}: {error}", words[0]))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            down(folder)?;
+            return Err(format!("rig {} could not be prepared: {}", rig.name, said.trim()));
+        }
+    }
     let log = std::fs::File::create(folder.join("log")).map_err(|error| error.to_string())?;
     let errors = log.try_clone().map_err(|error| error.to_string())?;
-    let mut command = Command::new(&args[0]);
-    command.args(&args[1..]).envs(&rig.environment).current_dir(folder);
-    command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    let mut server = command(&rig.args)?;
+    server.stdin(Stdio::null()).stdout(log).stderr(errors);
     // A group of its own, so that Ctrl-C at the terminal does not reach it before `down` does.
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let mut child = command.spawn().map_err(|error| format!("{}: {error}", args[0]))?;
+    std::os::unix::process::CommandExt::process_group(&mut server, 0);
+    let mut child = server.spawn().map_err(|error| format!("{}: {error}", rig.args[0]))?;
     let start = start_time(child.id()).unwrap_or_default();
     std::fs::write(folder.join("pid"), format!("{} {start}", child.id())).map_err(|error| error.to_string())?;
     let begun = Instant::now();
-    while !answers(address, &rig.ready_path) {
+    let is_ready = || match &rig.ready {
+        Ready::Path(path) => Ok(answers(address, path)),
+        Ready::Command(words) => command(words)?
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .map(|status| status.success())
+            .map_err(|error| format!("{}: {error}", words[0])),
+    };
+    while !is_ready()? {
         let ended = child.try_wait().map_err(|error| error.to_string())?;
         if ended.is_some() || begun.elapsed() > READY_WITHIN {
             let text = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
@@ -66,10 +88,45 @@ pub fn up(rig: &Rig, cache: &Path, folder: &Path) -> Result<BTreeMap<String, Str
     Ok(give)
 }
 
+/// An address that is free now; if someone else is faster, the server fails and says so.
+fn free_address() -> Result<SocketAddr, String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| error.to_string())?;
+    listener.local_addr().map_err(|error| error.to_string())
+}
+
+/// A command of the rig's, as nobody where the server refuses root.
+fn command(rig: &Rig, folder: &Path, words: Vec<String>) -> Result<Command, String> {
+    let (program, args) = words.split_first().ok_or("a command of the rig is empty")?;
+    let mut command = if rig.not_root && is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
+        // The cache may lie in a home directory that nobody else may enter; without the bit, access(2)
+        // would not count the capabilities.
+        command.args(["--securebits", "+no_setuid_fixup"]);
+        command.args(["--inh-caps", MAY_PASS, "--ambient-caps", MAY_PASS]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.args(args).envs(&rig.environment).current_dir(folder);
+    Ok(command)
+}
+
+fn give_to_nobody(folder: &Path) -> Result<(), String> {
+    let status = Command::new("chown").args(["-R", &format!("{NOBODY}:{NOBODY}")]).arg(folder).status();
+    let given = status.map_err(|error| format!("chown: {error}"))?.success();
+    if given { Ok(()) } else { Err(format!("{} could not be given to nobody", folder.display())) }
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output();
+    id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
 /// Stops the server and removes everything it had.
 pub fn down(folder: &Path) -> Result<(), String> {
     if let Some(pid) = process(folder) {
-        signal(pid, "-TERM");
+        signal(pid, "-INT");
         let begun = Instant::now();
         while process(folder).is_some() && begun.elapsed() < STOPPED_WITHIN {
             std::thread::sleep(Duration::from_millis(20));

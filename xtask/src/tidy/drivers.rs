@@ -33,6 +33,59 @@ const EXTRA: &[(&str, &str)] = &[
     ("files", "snapshot.rs"),
     // All databases are put in place, or none.
     ("sqlite", "swap.rs"),
+    // The protocol's own I/O, and what it runs over.
+    ("postgres", "session.rs"),
+    ("postgres", "tls.rs"),
+    // SQL over the catalogs, for every phase.
+    ("postgres", "catalog.rs"),
+    // Names and descriptions in the tree, for both ways.
+    ("postgres", "layout.rs"),
+    // Sessions that show the view, and the streams that take them.
+    ("postgres", "pool.rs"),
+    ("postgres", "copy.rs"),
+    // The server's own programs, and what they are asked for.
+    ("postgres", "tools.rs"),
+    ("postgres", "dump.rs"),
+    // What a backup would meet; long, because each finding comes with its remedy.
+    ("postgres", "probe.rs"),
+    // Which files of the parent still hold; reasoned about in a decision of its own.
+    ("postgres", "extents.rs"),
+    // Tests: each makes a server misbehave.
+    ("postgres", "faults.rs"),
+    // The operator's own SQL.
+    ("postgres", "edges.rs"),
+    // The way back has a page for each of its steps; all databases get their names, or none.
+    ("postgres", "restore"),
+    ("postgres", "swap.rs"),
+    ("postgres", "verify.rs"),
+    // The stamp opens what a restore left closed.
+    ("postgres", "stamp.rs"),
+    // A schema that uses every feature, and the tests that carry it there and back.
+    ("postgres", "testdata"),
+    ("postgres", "tests"),
+    // Each side of the replication protocol: we as a replica, and as a master.
+    ("redis", "replica.rs"),
+    ("redis", "image.rs"),
+    ("redis", "master.rs"),
+    // What servers say of themselves, and which of them hold which slots.
+    ("redis", "server.rs"),
+    // What the server sends waits here for the repository, in memory and on disk.
+    ("redis", "spool.rs"),
+    // The image's format, and the packed forms and streams within it.
+    ("redis", "rdb.rs"),
+    ("redis", "packed.rs"),
+    ("redis", "streams.rs"),
+    // Where keys stand in commands; the way back key by key; into plain files.
+    ("redis", "commands.rs"),
+    ("redis", "keys.rs"),
+    ("redis", "folder.rs"),
+    // Times of expiry, changed in image and commands on the way in.
+    ("redis", "expiry.rs"),
+    // Comparison in bounded memory.
+    ("redis", "verify.rs"),
+    // References follow the commands behind the image.
+    ("redis", "edges.rs"),
+    ("redis", "effects.rs"),
 ];
 
 /// Complains about missing and about foreign files, and about drivers without registry line.

@@ -14,13 +14,15 @@ use crate::app::{App, Outcome};
 /// Look around, write a commented platform.yaml, and create the bucket with its key.
 ///
 /// Looks into the folders that are named (or this one) for SQLite databases, git repositories and
-/// folders of objects, at the environment and at local servers. Never overwrites a file. If
-/// platform.yaml is there already, only the bucket and its key are made.
+/// folders of objects, at the environment and at local servers; takes servers and buckets that are
+/// named by address. Never overwrites a file. If platform.yaml is there already, only the bucket
+/// and its key are made.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   stillpoint init                             look around here
   stillpoint init /srv/app.db /srv/objects    protect these
+  stillpoint init postgresql://backup@db/app redis://cache s3://ml-artifacts/prod
   stillpoint init /srv/app --bucket s3://backups/app --key env:BACKUP_PASSWORD
 
 A whole platform.yaml:
@@ -32,7 +34,8 @@ A whole platform.yaml:
     meta: { driver: sqlite, path: /srv/meta.db }
     artifacts: { driver: objects, path: /srv/objects }")]
 pub struct Arguments {
-    /// Databases, repositories and folders to protect, or folders to search.
+    /// Databases, repositories and folders to protect, or folders to search; or addresses of
+    /// servers and buckets.
     paths: Vec<PathBuf>,
     /// Where recovery points go: a folder, s3://…, gs://… or az://….
     #[arg(long, value_name = "URL")]
@@ -70,10 +73,14 @@ fn screen(report: &InitReport) -> String {
     let mut text = format!("{} · {} → {}\n", report.platform, report.environment, report.bucket);
     if let Some(seen) = &report.surroundings {
         for store in &seen.stores {
-            text.push_str(&format!("  found      {:<14} {:<8} {}\n", store.name, store.driver, store.path.display()));
+            text.push_str(&format!("  found      {:<14} {:<8} {}\n", store.name, store.driver, store.at));
         }
         for seen in &seen.unprotected {
-            text.push_str(&format!("  no driver  {} at {}: not in any point yet\n", seen.what, seen.at));
+            let (why, way) = match seen.store {
+                Some(_) => ("left out ", "; platform.yaml has the lines to fill in"),
+                None => ("no driver", ""),
+            };
+            text.push_str(&format!("  {why}  {} at {}: not in any point yet{way}\n", seen.what, seen.at));
         }
         if seen.stopped_early {
             text.push_str("  note       there was too much to look at; name the folders that matter\n");

@@ -14,6 +14,8 @@ use serde::Serialize;
 use stillpoint_core::Result;
 use stillpoint_core::error::IoContext;
 
+use super::address;
+
 /// How deep folders are searched.
 const DEPTH_MAX: usize = 6;
 
@@ -84,7 +86,7 @@ const VARIABLES: [(&str, &str); 14] = [
 pub struct Surroundings {
     /// What can be protected.
     pub stores: Vec<Found>,
-    /// What was seen and has no driver yet.
+    /// What was seen and is in no point: nobody named it, or there is no driver for it yet.
     pub unprotected: Vec<Seen>,
     /// Whether the search stopped before its end, because there was too much to look at.
     pub stopped_early: bool,
@@ -97,19 +99,30 @@ pub struct Found {
     pub name: String,
     /// The driver.
     pub driver: &'static str,
-    /// Where it is, absolute.
-    pub path: PathBuf,
+    /// Where it is: an absolute path, or an address without secrets.
+    pub at: String,
+    /// The driver's settings that name it, in the order in which they are written.
+    pub settings: Vec<(String, String)>,
     /// Why it is taken for what it is.
     pub because: String,
 }
 
-/// Something that was seen and cannot be protected yet.
+impl Found {
+    fn at_path(name: String, driver: &'static str, path: &Path, because: String) -> Self {
+        let at = path.display().to_string();
+        Self { name, driver, settings: vec![("path".to_owned(), at.clone())], at, because }
+    }
+}
+
+/// Something that was seen and is in no point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Seen {
     /// What it seems to be.
     pub what: String,
     /// Where it was seen.
     pub at: String,
+    /// The store that it would be, with gaps to fill in, if there is a driver for it.
+    pub store: Option<Found>,
 }
 
 /// Looks into `paths`, the environment and local ports. `named` says that a person named the
@@ -117,6 +130,10 @@ pub struct Seen {
 pub fn around(paths: &[PathBuf], named: bool, leave_out: &Path) -> Result<Surroundings> {
     let mut search = Search { leave_out, entries: 0, found: Vec::new(), stopped: false };
     for path in paths {
+        if let Some(found) = address::store(&path.to_string_lossy())? {
+            search.found.push(found);
+            continue;
+        }
         let path = fs::canonicalize(path).or_io(|| format!("cannot look at `{}`", path.display()))?;
         let before = search.found.len();
         search.look(&path, 0)?;
@@ -126,7 +143,7 @@ pub fn around(paths: &[PathBuf], named: bool, leave_out: &Path) -> Result<Surrou
     }
     let mut surroundings = Surroundings { stores: search.found, stopped_early: search.stopped, ..Default::default() };
     environment(&mut surroundings);
-    ports(&mut surroundings.unprotected);
+    ports(&mut surroundings);
     rename(&mut surroundings.stores);
     Ok(surroundings)
 }
@@ -140,12 +157,12 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn add(&mut self, driver: &'static str, path: &Path, because: String) {
-        if self.found.iter().any(|found| found.path == path) {
+        if self.found.iter().any(|found| Path::new(&found.at) == path) {
             return;
         }
         let stem = if driver == "sqlite" { path.file_stem() } else { path.file_name() };
         let name = label(stem.unwrap_or_default().to_string_lossy().trim_end_matches(".git"), driver);
-        self.found.push(Found { name, driver, path: path.to_owned(), because });
+        self.found.push(Found::at_path(name, driver, path, because));
     }
 
     fn look(&mut self, path: &Path, depth: usize) -> Result<()> {
@@ -214,25 +231,51 @@ fn environment(surroundings: &mut Surroundings) {
         let Ok(value) = std::env::var(name) else { continue };
         let file = value.strip_prefix("sqlite://").or_else(|| value.strip_prefix("sqlite:")).map(PathBuf::from);
         match file.filter(|file| file.is_absolute() && is_sqlite(file)) {
-            Some(path) if surroundings.stores.iter().all(|found| found.path != path) => {
+            Some(path) if surroundings.stores.iter().all(|found| Path::new(&found.at) != path) => {
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 let because = format!("the variable {name} names it");
-                surroundings.stores.push(Found { name: label(&stem, "sqlite"), driver: "sqlite", path, because });
+                surroundings.stores.push(Found::at_path(label(&stem, "sqlite"), "sqlite", &path, because));
             }
             Some(_) => {}
-            None => surroundings.unprotected.push(Seen { what: what.to_owned(), at: format!("the variable {name}") }),
+            None => {
+                let named = surroundings.stores.iter().any(|found| value.contains(&host_of(found)));
+                if !named {
+                    let at = format!("the variable {name}");
+                    surroundings.unprotected.push(Seen { what: what.to_owned(), store: form(what, &at), at });
+                }
+            }
         }
     }
 }
 
-fn ports(seen: &mut Vec<Seen>) {
+/// Host and port of a store that has an address; what stands in no variable if it has none.
+fn host_of(found: &Found) -> String {
+    let authority = found.at.split_once("://").and_then(|(_, rest)| rest.split('/').next());
+    authority.map_or_else(|| "\0".to_owned(), str::to_owned)
+}
+
+/// The store that such a thing would be, if there is a driver for it.
+fn form(what: &str, at: &str) -> Option<Found> {
+    let host = if at.contains(':') { at } else { "HOST" };
+    let address = match what {
+        "PostgreSQL" => format!("postgresql://USER@{host}/DATABASE"),
+        "Redis" | "Redis or Valkey" => format!("redis://{host}"),
+        "an S3 bucket" => "s3://BUCKET/PREFIX".to_owned(),
+        _ => return None,
+    };
+    address::store(&address).ok().flatten()
+}
+
+fn ports(surroundings: &mut Surroundings) {
     let answers = |port: u16| {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         TcpStream::connect_timeout(&address, Duration::from_millis(CONNECT_MILLIS)).is_ok()
     };
     for (port, what) in SERVERS {
-        if answers(port) {
-            seen.push(Seen { what: what.to_owned(), at: format!("127.0.0.1:{port}") });
+        let at = format!("127.0.0.1:{port}");
+        let named = surroundings.stores.iter().any(|found| found.settings.iter().any(|(_, value)| value.contains(&at)));
+        if !named && answers(port) {
+            surroundings.unprotected.push(Seen { what: what.to_owned(), store: form(what, &at), at });
         }
     }
 }
@@ -285,7 +328,7 @@ mod tests {
     fn names_are_valid_whatever_the_folder_is_called() {
         assert_eq!(label("Mein Büro_2", "x"), "mein-b-ro-2");
         assert_eq!(label("///", "files"), "files");
-        let found = || Found { name: "a".into(), driver: "files", path: "/a".into(), because: String::new() };
+        let found = || Found::at_path("a".into(), "files", Path::new("/a"), String::new());
         let mut stores = [found(), found(), found()];
         rename(&mut stores);
         assert_eq!(stores.map(|store| store.name), ["a", "a-2", "a-3"]);

@@ -3,6 +3,7 @@
 //! Never overwrites anything. What is interrupted is finished by running it again: a file, key or
 //! repository that is there is used as it is.
 
+mod address;
 mod look;
 mod write;
 
@@ -32,7 +33,7 @@ pub const KEY_FILE: &str = "stillpoint.key";
 pub struct InitRequest {
     /// The configuration file to write, or to use if it is there.
     pub file: PathBuf,
-    /// Where to look for stores; the file's folder if empty.
+    /// Where to look for stores, and addresses of servers and buckets; the file's folder if empty.
     pub paths: Vec<PathBuf>,
     /// The bucket's address; a folder beside the file if `None`.
     pub bucket: Option<String>,
@@ -129,8 +130,9 @@ fn write_file(request: &InitRequest) -> Result<Surroundings> {
     let surroundings = look::around(&paths, !request.paths.is_empty(), Path::new(leave_out))?;
     if surroundings.stores.is_empty() {
         let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-        return Err(Error::new(Kind::Config, format!("nothing to protect was found in {}", shown.join(", ")))
-            .hint("name folders, databases or repositories: stillpoint init /srv/app.db /srv/objects"));
+        return Err(Error::new(Kind::Config, format!("nothing to protect was found in {}", shown.join(", "))).hint(
+            "name folders, databases or repositories: stillpoint init /srv/app.db postgresql://USER@HOST/DATABASE",
+        ));
     }
     let platform = match &request.platform {
         Some(name) => name.clone(),

@@ -50,12 +50,21 @@ pub fn platform_yaml(facts: &Facts<'_>) -> String {
     for store in &facts.surroundings.stores {
         line(&format!("  {}:", quoted(&store.name)));
         line(&format!("    driver: {}   # {}", store.driver, store.because));
-        line(&format!("    path: {}", quoted(&store.path.display().to_string())));
+        for (name, value) in &store.settings {
+            line(&format!("    {name}: {}", scalar(value)));
+        }
     }
     if !facts.surroundings.unprotected.is_empty() {
-        line("# Seen, but there is no driver for it yet; it is NOT in any point:");
+        line("# Seen, but NOT in any point:");
         for seen in &facts.surroundings.unprotected {
-            line(&format!("#   {} ({})", seen.what, seen.at));
+            let Some(store) = &seen.store else {
+                line(&format!("#   {} ({}): there is no driver for it yet", seen.what, seen.at));
+                continue;
+            };
+            line(&format!("#   {} ({}); if it belongs to this platform, add:", seen.what, seen.at));
+            line(&format!("#   {}:", quoted(&store.name)));
+            line(&format!("#     driver: {}", store.driver));
+            store.settings.iter().for_each(|(name, value)| line(&format!("#     {name}: {}", scalar(value))));
         }
     }
     text.push_str(EXAMPLES);
@@ -94,6 +103,11 @@ cut:
 #     stores:
 #       meta: { path: /srv/staging/meta.db }
 ";
+
+/// A list is written as it is; everything else is one scalar.
+fn scalar(value: &str) -> String {
+    if value.starts_with('[') { value.to_owned() } else { quoted(value) }
+}
 
 /// A YAML scalar that cannot be taken for anything but this text.
 fn quoted(text: &str) -> String {
@@ -155,12 +169,13 @@ mod tests {
         let found = |name: &str, driver, path: &str| Found {
             name: name.to_owned(),
             driver,
-            path: path.into(),
+            at: path.into(),
+            settings: vec![("path".into(), path.into())],
             because: "a test".to_owned(),
         };
         let surroundings = Surroundings {
             stores: vec![found("meta", "sqlite", "/srv/a: b #c \"d\".db"), found("no", "objects", "/srv/objects")],
-            unprotected: vec![Seen { what: "Redis or Valkey".into(), at: "127.0.0.1:6379".into() }],
+            unprotected: vec![Seen { what: "Kafka".into(), at: "127.0.0.1:9092".into(), store: None }],
             stopped_early: false,
         };
         let text = platform_yaml(&Facts {

@@ -1,0 +1,137 @@
+//! What is looked at before anything is written: whether this server can take the point, and whether
+//! there is room under the names.
+
+use stillpoint_core::driver::{Loss, RestoreMode, RestoreRequest};
+use stillpoint_core::error::{Error, Kind, Result};
+
+use super::super::client;
+use super::super::config::Settings;
+use super::super::session::Session;
+use super::super::wire::literal;
+use super::source::Stored;
+use super::{Goal, Old, Way, database};
+
+/// The server that is restored to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    pub(super) major: u32,
+}
+
+/// Refuses a name that is no part of this store, as its settings have it.
+pub(super) fn is_ours(settings: &Settings, name: &str) -> Result<()> {
+    let is_named = settings.rename.values().any(|renamed| renamed == name);
+    match settings.databases.is_empty() || settings.has_database(name) || is_named {
+        true => Ok(()),
+        false => Err(Error::new(
+            Kind::Config,
+            format!("database `{name}` of the point is not among `databases` of the target"),
+        )
+        .hint("give it another name with `rename`, or restore one database as the part")),
+    }
+}
+
+/// Checks version, state and extensions of the server.
+pub(super) fn target(way: &Way<'_>, admin: &mut Session, stored: &Stored, losses: &mut Vec<Loss>) -> Result<Target> {
+    let facts = client::facts(admin)?;
+    let (major, source) = (facts.major(), stored.server.version_number / 10_000);
+    if facts.standby {
+        return Err(Error::new(Kind::Unsupported, "the target is a standby: it takes no writes")
+            .hint("restore into its primary"));
+    }
+    if major < source {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("the target is PostgreSQL {major}, the point is of {source}"),
+        )
+        .hint("definitions may use what the older version lacks: restore into the same version or a newer one"));
+    }
+    let mut missing = Vec::new();
+    for stored in &stored.databases {
+        for (name, _, version) in &stored.about.extensions {
+            let rows = admin.query(&format!(
+                "SELECT pg_catalog.bool_or(version = {}) FROM pg_catalog.pg_available_extension_versions \
+                 WHERE name = {} HAVING pg_catalog.count(*) > 0",
+                literal(version),
+                literal(name)
+            ))?;
+            if rows.is_empty() {
+                missing.push(format!("{name} {version}"));
+            }
+        }
+    }
+    missing.sort();
+    missing.dedup();
+    if !missing.is_empty() {
+        return Err(Error::new(Kind::NotFound, format!("the target lacks extensions: {}", missing.join(", ")))
+            .hint("install their packages on the target's machine, then restore again"));
+    }
+    preloaded(admin, stored, losses)?;
+    way.context.check()?;
+    Ok(Target { major })
+}
+
+/// Names libraries that the source's server loads at its start and this one does not.
+fn preloaded(admin: &mut Session, stored: &Stored, losses: &mut Vec<Loss>) -> Result<()> {
+    const NAME: &str = "shared_preload_libraries";
+    let wanted = stored.server.settings.get(NAME).map_or("", String::as_str);
+    let here = match admin.query_one(&format!("SELECT pg_catalog.current_setting('{NAME}')")) {
+        Ok(row) => row.string(0)?,
+        // Who may not know does not hear of it.
+        Err(error) if error.kind() == Kind::PermissionDenied => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let is_here = |library: &&str| here.split(',').any(|there| there.trim() == *library);
+    let absent: Vec<&str> =
+        wanted.split(',').map(str::trim).filter(|library| !library.is_empty() && !is_here(library)).collect();
+    if !absent.is_empty() {
+        losses.push(Loss {
+            what: NAME.to_owned(),
+            why: format!("the source loads {}, the target does not", absent.join(", ")),
+        });
+    }
+    Ok(())
+}
+
+/// Finds what has the names now, and refuses what must not be touched.
+pub(super) fn databases(
+    way: &Way<'_>,
+    admin: &mut Session,
+    goals: &mut [Goal<'_>],
+    request: &RestoreRequest,
+) -> Result<()> {
+    for goal in goals {
+        if !client::has_database(admin, &goal.name)? {
+            goal.old = Old::Absent;
+            continue;
+        }
+        let kept = database::kept_name(&goal.name, &request.restore);
+        if client::has_database(admin, &kept)? {
+            return Err(Error::new(Kind::AlreadyExists, format!("database `{kept}` is there from an earlier restore"))
+                .hint("drop it, or rename it, then restore again"));
+        }
+        let seen = database::content(&mut way.connect(&goal.name)?)?;
+        goal.old = match (seen, request.mode) {
+            (Some(seen), RestoreMode::Fresh) => {
+                return Err(Error::new(Kind::AlreadyExists, format!("database `{}` holds something", goal.name))
+                    .context("namely", seen)
+                    .hint("restore it under another name with `rename`, or replace it with --in-place"));
+            }
+            (None, _) => Old::Empty(kept),
+            (Some(_), RestoreMode::InPlace) => Old::Kept(kept),
+        };
+    }
+    Ok(())
+}
+
+/// Whether the names are still as they were found; asked again right before they are taken.
+pub(super) fn still_free(admin: &mut Session, goals: &[Goal<'_>]) -> Result<()> {
+    for goal in goals.iter().filter(|goal| goal.old == Old::Absent) {
+        if client::has_database(admin, &goal.name)? {
+            return Err(Error::new(
+                Kind::AlreadyExists,
+                format!("database `{}` was made by somebody meanwhile", goal.name),
+            ));
+        }
+    }
+    Ok(())
+}
