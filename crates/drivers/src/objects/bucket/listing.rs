@@ -3,7 +3,8 @@
 //!
 //! Which version that is decides the service's time of it. Two things blur that time: many services
 //! cut it off to the second, and date an upload in parts by its begin. What is in doubt for either
-//! reason is kept with the id of the other candidate, and named.
+//! reason is kept with the id of the other candidate, and named. Services that tell fractions of a second
+//! are taken to date uploads by their end, as MinIO does.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
