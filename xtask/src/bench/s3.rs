@@ -143,7 +143,7 @@ impl Bench {
     /// Every tool once; who is first changes from round to round.
     fn step(&mut self, case: &'static str, round: u64) -> Result<(), String> {
         for turn in 0..2 {
-            if (turn + round) % 2 == 0 {
+            if (turn + round).is_multiple_of(2) {
                 let run = measure(&mut self.stillpoint(&["backup"]))?;
                 self.note(case, "stillpoint", run);
             } else {
