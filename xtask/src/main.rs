@@ -1,11 +1,14 @@
-//! The workspace's own tasks: `cargo xtask tidy | gen | rig | test | bench | new-driver`.
+//! The workspace's own tasks: `cargo xtask tidy | gen | rig | test | bench | example | new-driver`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs)]
 
 mod bench;
+mod example;
 mod generate;
 mod new_driver;
+mod programs;
 mod rig;
+mod soak;
 mod test;
 mod tidy;
 
@@ -34,6 +37,8 @@ enum Task {
     Test(test::TestArgs),
     /// Measures beside real peers.
     Bench(bench::BenchArgs),
+    /// Brings the example platform up on the rigs, with its application writing, or takes it down.
+    Example(example::ExampleArgs),
     /// Makes the folder, the registry line and the rig of a new driver.
     NewDriver {
         /// The driver's name: lower-case letters, digits and `_`.
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         Task::Rig(command) => rig::run(root, command).map(|()| true),
         Task::Test(args) => test::run(root, args),
         Task::Bench(args) => bench::run(root, args).map(|()| true),
+        Task::Example(args) => example::run(root, args).map(|()| true),
         Task::NewDriver { name } => new_driver::run(root, name).map(|()| true),
     };
     match done {

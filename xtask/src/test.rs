@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::rig::{self, Rig};
+use crate::soak::{self, Soak};
 
 /// How much to test.
 #[derive(Debug, clap::Args)]
@@ -17,6 +18,24 @@ pub struct TestArgs {
     /// Only what needs no installation, no server and no release build.
     #[arg(long)]
     pub quick: bool,
+    /// Instead of the tests: chaos on the example platform for so many minutes, judged by an oracle.
+    #[arg(long, value_name = "MINUTES", conflicts_with = "quick")]
+    pub soak: Option<f64>,
+    /// What the soak's random choices begin with.
+    #[arg(long, requires = "soak")]
+    pub seed: Option<u64>,
+    /// The soak runs programs as tests are built, instead of released ones.
+    #[arg(long, requires = "soak")]
+    pub dev: bool,
+    /// The soak takes `stillpoint` and `model-registry` from this folder, and builds nothing.
+    #[arg(long, requires = "soak", value_name = "FOLDER")]
+    pub programs: Option<PathBuf>,
+    /// The soak's platform, described like `examples/model-registry/platform.yaml`.
+    #[arg(long, requires = "soak", value_name = "FILE")]
+    pub platform: Option<PathBuf>,
+    /// Publications per second in the soak; as fast as they can if not given.
+    #[arg(long, requires = "soak", default_value_t = 0.0)]
+    pub per_second: f64,
 }
 
 /// Programs that tests call, and the Debian packages that hold them.
@@ -45,6 +64,11 @@ struct Tally {
 
 /// Runs everything; returns whether nothing failed.
 pub fn run(root: &Path, args: &TestArgs) -> Result<bool, String> {
+    if let Some(minutes) = args.soak {
+        let (seed, dev, per_second) = (args.seed, args.dev, args.per_second);
+        let (platform, programs) = (args.platform.clone(), args.programs.clone());
+        return soak::run(root, &Soak { minutes, seed, dev, programs, platform, per_second });
+    }
     let mut tally = Tally::default();
     let (mut given, mut started) = (BTreeMap::new(), Vec::new());
     if args.quick {
@@ -163,9 +187,16 @@ fn start_rigs(
     }
 }
 
-fn cargo(root: &Path) -> Command {
+/// Cargo in the workspace, as a person would call it. What `cargo run` set for us would make build
+/// scripts that look at it run again, and everything above them be built anew.
+pub fn cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name.to_string_lossy().starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

@@ -207,7 +207,7 @@ pub enum EdgeQuery {
 /// One store that can be cut, drained and restored.
 ///
 /// # Flow
-/// `probe`, then `prepare` → (`observe` → `cut` → `observe`)* → `drain` → `still_valid` → `edges`
+/// `probe`, `expect_edges`, then `prepare` → (`observe` → `cut` → `observe`)* → `drain` → `still_valid` → `edges`
 /// → `release`. When a peer fails: `prepare` → `release`. A further try of the cut within one run
 /// comes with a new [`CutId`] and replaces the pin of the earlier one.
 /// For the way back: `identity`, `read_stamp` (fence), `restore`, `stamp`, `verify`.
@@ -228,6 +228,15 @@ pub trait Driver: fmt::Debug + Send + Sync {
     ///
     /// Must not change the store. An unsupported version is `Kind::Unsupported`, permanent.
     async fn probe(&self, context: &Context) -> Result<Probe>;
+
+    /// Tells which queries [`Driver::edges`] will be asked of the pin, all of them at once.
+    ///
+    /// Called before `prepare`, for stores whose view passes by once and cannot be asked again.
+    /// Replaces what an earlier call told. Refuses with `Config` or `Unsupported` what `edges` would
+    /// refuse. Stores whose view can be asked at any time need nothing of it.
+    async fn expect_edges(&self, _queries: &[EdgeQuery]) -> Result<()> {
+        Ok(())
+    }
 
     /// Does all that can block or take long before the cut: connects, lists, attaches, waits.
     ///

@@ -109,6 +109,10 @@ pub struct Cut {
     pub level: Level,
     /// Lower levels that are accepted by name when the asked one is not reached.
     pub accept: Vec<Level>,
+    /// Stores that keep how far another store was filled. Such a cursor is pinned before its sink, so
+    /// that a restored platform does some work again and never leaves any out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cursors: Vec<Cursor>,
     /// How often the optimistic cut is tried before the pause steps run. Default 5.
     pub optimistic_tries: u32,
     /// How long writers may be held back, e.g. `5s`, `800ms`. Default `5s`.
@@ -123,11 +127,22 @@ impl Default for Cut {
         Self {
             level: Level::Strict,
             accept: Vec::new(),
+            cursors: Vec::new(),
             optimistic_tries: 5,
             pause_budget: "5s".to_owned(),
             accept_named_loss: false,
         }
     }
+}
+
+/// A store that keeps how far another one was filled: offsets, high-water marks, job queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Cursor {
+    /// The store that keeps the position.
+    pub cursor: StoreName,
+    /// The store that is filled.
+    pub sink: StoreName,
 }
 
 /// One step that holds writers back, with the step that lets them go. Both can be repeated safely.
@@ -192,7 +207,8 @@ fn post() -> String {
 pub struct Reference {
     /// The store whose data names something.
     pub from: StoreName,
-    /// A query in that store's language: first column the referent, second (optional) the owner.
+    /// A query in that store's language: first column the referent, second (optional) the owner. Or
+    /// `command:program arguments`: a program that prints `referent<TAB>owner` lines.
     pub query: String,
     /// The store that holds what is named.
     pub to: StoreName,
@@ -262,7 +278,8 @@ pub struct RetentionPolicy {
 pub struct Limits {
     /// Memory for all drains together, in MiB. Default 96.
     pub memory_mib: u64,
-    /// Connections to stores, all drains together. Default 8.
+    /// Connections that one store may be asked for at a time, whatever its driver's own `connections`
+    /// says, and how many stores are drained at a time. Default 16.
     pub connections: u32,
     /// Upload to the bucket, in MiB/s; 0 means unlimited. Default 0.
     pub upload_mib_per_second: u64,
@@ -272,7 +289,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory_mib: 96, connections: 8, upload_mib_per_second: 0, download_mib_per_second: 0 }
+        Self { memory_mib: 96, connections: 16, upload_mib_per_second: 0, download_mib_per_second: 0 }
     }
 }
 

@@ -28,7 +28,7 @@ impl Checked {
     /// The same as journals and statefiles keep it. Referents that are no text are shown in hex.
     pub fn count(&self) -> ReferenceCount {
         let examples = self.examples.iter().map(|edge| (text(&edge.referent), edge.owner.clone())).collect();
-        ReferenceCount { checked: self.checked, missing: self.missing, examples }
+        ReferenceCount { checked: self.checked, missing: self.missing, examples, unreferenced: self.unreferenced }
     }
 }
 

@@ -148,6 +148,10 @@ pub struct ReferenceState {
     pub missing: u64,
     /// Up to 10 missing ones: referent and owner.
     pub examples: Vec<(String, String)>,
+    /// Different things that the named store holds and that this reference does not name; absent
+    /// where the store cannot list what it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreferenced: Option<u64>,
 }
 
 /// Sums over all stores.

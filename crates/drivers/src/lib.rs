@@ -8,6 +8,7 @@ pub mod objects;
 mod phases;
 pub mod place;
 pub mod postgres;
+pub mod redis;
 pub mod sqlite;
 #[cfg(test)]
 mod trial;
@@ -50,7 +51,11 @@ pub struct Registration {
     pub schema: fn() -> schemars::Schema,
     /// The given settings, changed so that the store lies in `folder` and nowhere else: what
     /// `restore --to` uses. Drops whatever would reach the source, such as credentials.
-    pub into_folder: fn(&Settings, &std::path::Path) -> Settings,
+    /// `None` if the store lives on a server and cannot lie in a folder.
+    pub into_folder: Option<fn(&Settings, &std::path::Path) -> Settings>,
+    /// The least privileges that a store of these settings needs, in the words of its kind and ready
+    /// to paste; `None` where the user's page says all.
+    pub policy: fn(&Settings) -> Result<Option<String>>,
 }
 
 /// Settings of a store as `platform.yaml` has them.
@@ -65,6 +70,7 @@ pub static REGISTRY: &[&Registration] = &[
     &objects::REGISTRATION,
     &postgres::REGISTRATION,
     &git::REGISTRATION,
+    &redis::REGISTRATION,
 ];
 
 /// Finds a driver by name; the error lists the names there are.

@@ -49,11 +49,18 @@ pub(crate) struct Phases<S> {
 pub(crate) struct Phased<S: 'static> {
     pub(crate) store: Arc<S>,
     phases: &'static Phases<S>,
+    expect_edges: Option<fn(&S, &[EdgeQuery]) -> Result<()>>,
 }
 
 impl<S: Send + Sync + 'static> Phased<S> {
     pub(crate) fn new(store: S, phases: &'static Phases<S>) -> Self {
-        Self { store: Arc::new(store), phases }
+        Self { store: Arc::new(store), phases, expect_edges: None }
+    }
+
+    /// For a store whose view passes by once: it must know queries beforehand.
+    pub(crate) fn expecting_edges(mut self, expect: fn(&S, &[EdgeQuery]) -> Result<()>) -> Self {
+        self.expect_edges = Some(expect);
+        self
     }
 
     /// Runs what may wait on a thread where waiting hurts nobody. Once begun it runs to its end,
@@ -78,6 +85,10 @@ impl<S: fmt::Debug + Send + Sync + 'static> Driver for Phased<S> {
     async fn probe(&self, context: &Context) -> Result<Probe> {
         context.check()?;
         self.aside(self.phases.probe).await
+    }
+
+    async fn expect_edges(&self, queries: &[EdgeQuery]) -> Result<()> {
+        self.expect_edges.map_or(Ok(()), |expect| expect(&self.store, queries))
     }
 
     async fn prepare(&self, context: &Context) -> Result<Hold> {

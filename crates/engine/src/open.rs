@@ -12,7 +12,7 @@ use stillpoint_core::driver::Driver;
 use stillpoint_core::error::{Error, Kind};
 use stillpoint_core::id::{EnvironmentName, StoreName};
 use stillpoint_core::platform::{Platform, Secret};
-use stillpoint_drivers::OpenRequest;
+use stillpoint_drivers::{OpenRequest, Registration};
 use stillpoint_repo::depot::{self, Depot, OpenOptions, Prefixed};
 use stillpoint_repo::{KeyFile, Repository, Unlock};
 
@@ -180,11 +180,24 @@ pub fn driver_with(
     settings.extend(replaced.iter().map(|(name, value)| (name.clone(), value.clone())));
     std::fs::create_dir_all(scratch)
         .map_err(|error| Error::io(format!("cannot create the scratch folder `{}`", scratch.display()), error))?;
+    let registration = stillpoint_drivers::find(&declared.driver)?;
+    limit_connections(&mut settings, registration, config.platform.limits.connections);
     let secrets = config.secrets.clone();
     let resolve = move |secret: &Secret| secrets.resolve(secret);
     let request = OpenRequest { store, settings: &settings, scratch: scratch.to_owned(), secrets: &resolve };
-    let registration = stillpoint_drivers::find(&declared.driver)?;
     (registration.open)(&request).map_err(|error| error.store(store.as_str()))
+}
+
+/// Lowers the driver's `connections` to the platform's limit. Drivers without that setting hold a
+/// fixed number; what is no number is left for the driver to refuse.
+fn limit_connections(settings: &mut stillpoint_drivers::Settings, registration: &Registration, limit: u32) {
+    let schema = (registration.schema)();
+    let Some(declared) = schema.pointer("/properties/connections") else { return };
+    let wanted = settings.get("connections").or_else(|| declared.get("default")).and_then(serde_json::Value::as_u64);
+    if let Some(wanted) = wanted.filter(|wanted| *wanted > u64::from(limit.max(1))) {
+        tracing::debug!(driver = registration.name, wanted, limit, "fewer connections than the driver would have");
+        settings.insert("connections".to_owned(), limit.max(1).into());
+    }
 }
 
 /// Where this machine keeps journals and scratch folders: `STILLPOINT_STATE`, else below
@@ -200,5 +213,25 @@ pub fn state_folder() -> PathBuf {
     match set("HOME") {
         Some(home) => home.join(".local/state/stillpoint"),
         None => PathBuf::from(STATE_FOLDER_OF_SYSTEM),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_platform_s_limit_lowers_what_a_driver_would_take() {
+        let limited = |driver: &str, given: Option<u64>, limit: u32| {
+            let mut settings = BTreeMap::new();
+            settings.extend(given.map(|given| ("connections".to_owned(), given.into())));
+            limit_connections(&mut settings, stillpoint_drivers::find(driver).expect("known"), limit);
+            settings.get("connections").and_then(serde_json::Value::as_u64)
+        };
+        assert_eq!(limited("postgres", Some(12), 3), Some(3));
+        assert_eq!(limited("postgres", Some(2), 3), Some(2));
+        assert_eq!(limited("postgres", None, 3), Some(3), "the driver's default is more");
+        assert_eq!(limited("postgres", None, 16), None, "the driver's default is less");
+        assert_eq!(limited("git", None, 1), None, "the driver has no such setting");
     }
 }

@@ -175,7 +175,7 @@ fn text(value: Vec<u8>, what: &str) -> Result<String> {
 
 /// Splits a command line at spaces; single and double quotes keep words together. No shell, no
 /// variables, no escapes.
-fn split(line: &str) -> Result<Vec<String>> {
+pub(crate) fn split(line: &str) -> Result<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;
@@ -191,7 +191,7 @@ fn split(line: &str) -> Result<Vec<String>> {
         }
     }
     if quote.is_some() {
-        return Err(Error::new(Kind::Config, "a quote in the secret command is not closed"));
+        return Err(Error::new(Kind::Config, "a quote in the command is not closed"));
     }
     words.extend(word);
     Ok(words)

@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// How a child ended.
 #[derive(Debug)]
 pub enum Ending {
@@ -43,6 +45,27 @@ pub fn kill_when(child: &mut Child, mut when: impl FnMut() -> bool) -> io::Resul
         }
         std::thread::sleep(Duration::from_micros(500));
     }
+}
+
+/// Stops `child` (SIGSTOP): it keeps what it has and does nothing.
+pub fn suspend(child: &Child) -> io::Result<()> {
+    signal(child, Signal::STOP)
+}
+
+/// Lets a stopped `child` go on.
+pub fn wake(child: &Child) -> io::Result<()> {
+    signal(child, Signal::CONT)
+}
+
+/// Asks `child` to stop in order, as Ctrl-C does.
+pub fn interrupt(child: &Child) -> io::Result<()> {
+    signal(child, Signal::INT)
+}
+
+fn signal(child: &Child, signal: Signal) -> io::Result<()> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    kill_process(pid.ok_or_else(|| io::Error::other("the child has no process id"))?, signal)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -85,7 +85,8 @@ pub fn run(root: &Path, args: &BenchArgs) -> Result<Vec<Row>, String> {
     Ok(bench.rows())
 }
 
-pub(super) fn build(root: &Path) -> Result<PathBuf, String> {
+/// Builds the program; returns its path.
+pub fn build(root: &Path) -> Result<PathBuf, String> {
     let status = Command::new("cargo").args(["build", "--release", "-p", "stillpoint"]).current_dir(root).status();
     match status {
         Ok(status) if status.success() => {}

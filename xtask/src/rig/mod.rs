@@ -68,6 +68,11 @@ pub fn obtain(rig: &Rig, gently: bool) -> Result<(), String> {
     obtain::obtain(rig, &cache()?, gently)
 }
 
+/// The path of the rig's program, once it was got.
+pub fn program(rig: &Rig) -> Result<PathBuf, String> {
+    Ok(rig.program(&cache()?))
+}
+
 /// Starts the rig and returns the environment by which tests reach it, and whether it ran before.
 pub fn up(rig: &Rig) -> Result<(BTreeMap<String, String>, bool), String> {
     let cache = cache()?;

@@ -23,8 +23,8 @@ const EXTRA: &[(&str, &str)] = &[
     ("objects", "keys.rs"),
     // Listings of any length, sorted on disk.
     ("objects", "spool.rs"),
-    // Everything asynchronous: client.rs is the directory and the interface that both share.
-    ("objects", "bucket.rs"),
+    // A client of our own for S3, another for the rest: client.rs is the directory and the interface.
+    ("objects", "bucket"),
     // The spool of the walk before the cut, merge-joined in the drain.
     ("files", "spool.rs"),
     // Walk and judgement serve cut, drain and references alike.
@@ -65,6 +65,29 @@ const EXTRA: &[(&str, &str)] = &[
     // A schema that uses every feature, and the tests that carry it there and back.
     ("postgres", "testdata"),
     ("postgres", "tests"),
+    // Each side of the replication protocol: we as a replica, and as a master.
+    ("redis", "replica.rs"),
+    ("redis", "image.rs"),
+    ("redis", "master.rs"),
+    // What servers say of themselves, and which of them hold which slots.
+    ("redis", "server.rs"),
+    // What the server sends waits here for the repository, in memory and on disk.
+    ("redis", "spool.rs"),
+    // The image's format, and the packed forms and streams within it.
+    ("redis", "rdb.rs"),
+    ("redis", "packed.rs"),
+    ("redis", "streams.rs"),
+    // Where keys stand in commands; the way back key by key; into plain files.
+    ("redis", "commands.rs"),
+    ("redis", "keys.rs"),
+    ("redis", "folder.rs"),
+    // Times of expiry, changed in image and commands on the way in.
+    ("redis", "expiry.rs"),
+    // Comparison in bounded memory.
+    ("redis", "verify.rs"),
+    // References follow the commands behind the image.
+    ("redis", "edges.rs"),
+    ("redis", "effects.rs"),
 ];
 
 /// Complains about missing and about foreign files, and about drivers without registry line.

@@ -52,7 +52,7 @@ impl Source {
 
 fn rust_sources(root: &Path) -> Result<Vec<Source>, String> {
     let mut sources = Vec::new();
-    for top in ["crates", "xtask", "fuzz"] {
+    for top in ["crates", "examples", "xtask", "fuzz"] {
         visit(&root.join(top), &mut |path: &Path| {
             if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;

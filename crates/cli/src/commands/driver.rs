@@ -16,6 +16,7 @@ use crate::{exit, render};
 Examples:
   stillpoint driver list
   stillpoint driver policy sqlite    privileges, versions, limits: the driver's page
+  stillpoint driver policy objects --store models    the policy of a bucket's user, to paste
   stillpoint driver schema sqlite    its settings, as JSON schema
   stillpoint driver check            run what changes nothing of the conformance suite on your stores")]
 pub struct Arguments {
@@ -36,6 +37,9 @@ enum Action {
     Policy {
         /// The driver.
         driver: String,
+        /// Print only the policy for this store of platform.yaml, ready to paste.
+        #[arg(long)]
+        store: Option<String>,
     },
     /// Probe stores, take a cut of each and drain it to nowhere. Changes nothing.
     Check {
@@ -56,9 +60,20 @@ pub fn run(arguments: &Arguments, app: &App) -> Result<Outcome> {
             let schema = driver::schema(driver)?;
             Outcome::done(format!("{:#}\n", schema.as_value()), schema)
         }
-        Action::Policy { driver } => {
+        Action::Policy { driver, store: Some(store) } => {
+            let policy = driver::policy(&app.config()?, driver, &StoreName::new(store.as_str())?)?;
+            Outcome::done(policy.clone(), serde_json::json!({ "driver": driver, "store": store, "policy": policy }))
+        }
+        Action::Policy { driver, store: None } => {
             let page = driver::page(driver)?;
-            Outcome::done(page.readme, serde_json::json!({ "driver": page.name, "page": page.readme }))
+            let example = driver::example_policy(driver)?;
+            let mut text = page.readme.to_owned();
+            if let Some(example) = &example {
+                let command = format!("stillpoint driver policy {driver} --store NAME");
+                text.push_str(&format!("\n## The policy\nFor a store of yours: `{command}`.\n\n{example}"));
+            }
+            let json = serde_json::json!({ "driver": page.name, "page": page.readme, "policy": example });
+            Outcome::done(text, json)
         }
         Action::Check { stores } => check(&app.config()?, stores, app),
     }

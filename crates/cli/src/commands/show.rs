@@ -118,8 +118,12 @@ pub fn references(point: &Statefile) -> String {
             missing => format!("{} missing", render::count(missing)),
         };
         let checked = render::count(reference.checked);
+        let unreferenced = match reference.unreferenced {
+            Some(count @ 1..) => format!(", {} that it does not name", render::count(count)),
+            _ => String::new(),
+        };
         text.push_str(&format!(
-            "  {} → {} {}: {checked} checked, {missing}\n",
+            "  {} → {} {}: {checked} checked, {missing}{unreferenced}\n",
             reference.from, reference.to, reference.kind
         ));
         for (referent, owner) in &reference.examples {

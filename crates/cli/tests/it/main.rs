@@ -4,6 +4,7 @@ mod bucket_screens;
 mod config_screens;
 mod frozen;
 mod help;
+mod live;
 mod secrets;
 mod support;
 mod tour;

@@ -162,6 +162,10 @@ pub struct ReferenceCount {
     pub missing: u64,
     /// Up to 10 missing ones: referent and owner.
     pub examples: Vec<(String, String)>,
+    /// Different referents that are held and that no edge names; `None` where the store cannot list
+    /// what it holds.
+    #[serde(default)]
+    pub unreferenced: Option<u64>,
 }
 
 /// An [`Error`] as the journal keeps it: everything that people and exit codes need.

@@ -221,6 +221,7 @@ impl Coordinator {
                     checked: count.checked,
                     missing: count.missing,
                     examples: count.examples.clone(),
+                    unreferenced: count.unreferenced,
                 })
             })
             .collect()

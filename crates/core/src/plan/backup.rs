@@ -109,6 +109,10 @@ fn check_names(platform: &Platform) -> Result<()> {
             return Err(Error::new(Kind::Config, format!("references[{index}] is declared twice")).hint("remove one"));
         }
     }
+    for (index, cursor) in platform.cut.cursors.iter().enumerate() {
+        known(&cursor.cursor, &format!("cut.cursors[{index}].cursor"))?;
+        known(&cursor.sink, &format!("cut.cursors[{index}].sink"))?;
+    }
     for (index, step) in platform.pause.iter().enumerate() {
         if let PauseStep::Sql { store, .. } = step {
             known(store, &format!("pause[{index}].store"))?;
@@ -142,6 +146,9 @@ fn pin_order(platform: &Platform) -> Result<(Vec<Vec<StoreName>>, bool)> {
         };
         precedences.push(Precedence { before: before.clone(), after: after.clone() });
     }
+    for cursor in platform.cut.cursors.iter().filter(|cursor| cursor.cursor != cursor.sink) {
+        precedences.push(Precedence { before: cursor.cursor.clone(), after: cursor.sink.clone() });
+    }
     match layers(&stores, &precedences) {
         Ok(groups) => Ok((groups, !precedences.is_empty())),
         Err(circle) if relies_on_order(platform) => Err(pin_circle(&circle)),
@@ -155,7 +162,7 @@ fn relies_on_order(platform: &Platform) -> bool {
 }
 
 fn pin_circle(circle: &Circle) -> Error {
-    Error::new(Kind::Config, format!("the references allow no order of pins: {circle}"))
+    Error::new(Kind::Config, format!("references and cursors allow no order of pins: {circle}"))
         .hint("turn one reference round with pinFirst, or do without the level `ordered`")
 }
 
@@ -243,6 +250,23 @@ mod tests {
     }
 
     #[test]
+    fn cursors_are_pinned_before_their_sinks() {
+        let cut = serde_json::json!({"level": "ordered", "cursors": [{"cursor": "c", "sink": "a"}]});
+        let more = serde_json::json!({"cut": cut, "references": [reference("a", "b")]});
+        let plan = BackupPlan::new(&platform(more)).expect("plan");
+        assert_eq!(names(&plan.pin_groups), [vec!["c"], vec!["a"], vec!["b"]]);
+        assert!(plan.order_holds);
+        let cut = serde_json::json!({"level": "ordered", "cursors": [{"cursor": "b", "sink": "a"}]});
+        let message = refused(serde_json::json!({"cut": cut, "references": [reference("a", "b")]}));
+        assert_eq!(message, "references and cursors allow no order of pins: a → b → a");
+        let cut = serde_json::json!({"cursors": [{"cursor": "z", "sink": "a"}]});
+        assert_eq!(
+            refused(serde_json::json!({"cut": cut})),
+            "cut.cursors[0].cursor names the store `z`, which is not declared"
+        );
+    }
+
+    #[test]
     fn without_references_no_order_is_claimed() {
         let plan = BackupPlan::new(&platform(serde_json::json!({}))).expect("plan");
         assert_eq!(names(&plan.pin_groups), [vec!["a", "b", "c"]]);
@@ -256,7 +280,7 @@ mod tests {
         assert!(!plan.order_holds);
         assert_eq!(names(&plan.pin_groups), [vec!["a", "b", "c"]]);
         let message = refused(serde_json::json!({"references": circle, "cut": {"accept": ["ordered"]}}));
-        assert_eq!(message, "the references allow no order of pins: a → b → c → a");
+        assert_eq!(message, "references and cursors allow no order of pins: a → b → c → a");
     }
 
     #[test]

@@ -49,7 +49,8 @@ pub static REGISTRATION: Registration = Registration {
     readme: include_str!("README.md"),
     open: |request| Ok(Arc::new(Phased::new(Git::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
-    into_folder: config::into_folder,
+    into_folder: Some(config::into_folder),
+    policy: |_| Ok(None),
 };
 
 /// The phases, by the pages they stand on.

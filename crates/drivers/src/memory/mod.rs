@@ -42,7 +42,8 @@ pub static REGISTRATION: Registration = Registration {
     readme: include_str!("README.md"),
     open: |request| Ok(Arc::new(Phased::new(Memory::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
-    into_folder: |_, folder| [("name".to_owned(), folder.to_string_lossy().into())].into(),
+    into_folder: Some(|_, folder| [("name".to_owned(), folder.to_string_lossy().into())].into()),
+    policy: |_| Ok(None),
 };
 
 /// The phases, by the pages they stand on. The engine sees the store through this table alone.

@@ -30,19 +30,24 @@ pub(super) enum Fetched {
     Gone,
 }
 
-/// A key with what the listing says of it.
-pub(super) type Listed = (Vec<u8>, Record);
+/// Waits for an object that was asked for.
+pub(super) type Waiting = Box<dyn FnOnce() -> Result<Fetched> + Send>;
 
 /// Where objects lie.
 pub(super) trait Place: Send + Sync {
     /// Calls `visit` for every object, in any order; the stamp is none.
     fn list(&self, context: &Context, visit: &mut dyn FnMut(Vec<u8>, Record) -> Result<()>) -> Result<Skipped>;
 
-    /// Opens these objects, in their order.
-    fn fetch(&self, wanted: &[Listed]) -> Result<Vec<Fetched>>;
+    /// Asks for one object; what is returned waits for it.
+    fn begin(&self, key: &[u8], record: &Record) -> Result<Waiting>;
 
-    /// How many objects are worth fetching at a time.
-    fn fetch_count(&self) -> usize;
+    /// Whether an object of this key can be asked for.
+    fn can_ask_for(&self, _key: &[u8]) -> bool {
+        true
+    }
+
+    /// How many objects are worth asking for ahead.
+    fn ahead_max(&self) -> usize;
 
     /// Opens one object as it is now; `None` if it is absent.
     fn open(&self, key: &[u8]) -> Result<Option<Box<dyn Read + Send>>>;
@@ -125,8 +130,7 @@ fn record(meta: &std::fs::Metadata) -> Record {
         modified: (meta.mtime(), meta.mtime_nsec() as u32),
         changed: Some((meta.ctime(), meta.ctime_nsec() as u32)),
         file: Some((meta.ino(), meta.mode() & 0o7777, meta.uid(), meta.gid())),
-        etag: None,
-        version: None,
+        ..Record::default()
     }
 }
 
@@ -142,26 +146,21 @@ impl Place for Directory {
         Ok(skipped)
     }
 
-    fn fetch(&self, wanted: &[Listed]) -> Result<Vec<Fetched>> {
-        wanted
-            .iter()
-            .map(|(key, record)| {
-                let path = self.path_of(key)?;
-                if let Err(error) = std::fs::symlink_metadata(&path) {
-                    return if error.kind() == std::io::ErrorKind::NotFound {
-                        Ok(Fetched::Gone)
-                    } else {
-                        Err(Error::io(format!("cannot look at {}", path.display()), error))
-                    };
-                }
+    fn begin(&self, key: &[u8], record: &Record) -> Result<Waiting> {
+        let path = self.path_of(key)?;
+        let fetched = match std::fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Fetched::Gone,
+            Err(error) => return Err(Error::io(format!("cannot look at {}", path.display()), error)),
+            Ok(_) => {
                 let content = FileContent { path, record: record.clone(), file: None, why: None };
-                Ok(Fetched::Found(Box::new(content), Vec::new()))
-            })
-            .collect()
+                Fetched::Found(Box::new(content), Vec::new())
+            }
+        };
+        Ok(Box::new(move || Ok(fetched)))
     }
 
-    fn fetch_count(&self) -> usize {
-        16
+    fn ahead_max(&self) -> usize {
+        1
     }
 
     fn open(&self, key: &[u8]) -> Result<Option<Box<dyn Read + Send>>> {

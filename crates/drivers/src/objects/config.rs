@@ -30,9 +30,58 @@ pub struct Settings {
     /// they rename. An empty list counts every file.
     #[serde(default = "unfinished")]
     pub unfinished: Vec<String>,
-    /// Requests to the bucket at the same time. Default 8.
+    /// Requests to the bucket at the same time. Default 16.
     #[serde(default = "connections")]
     pub connections: usize,
+    /// Requests to the bucket in a second, at most; S3 only. Default: no limit but the service's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<u32>,
+    /// What a point holds of a bucket; S3 only beyond `copy`.
+    #[serde(default, skip_serializing_if = "Mode::is_copy")]
+    pub mode: Mode,
+    /// With `mode: mirror`: the bucket and prefix that the copies go to, `s3://bucket/prefix`, on the
+    /// same service, with the same options and credentials. It must keep versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<String>,
+    /// Whether tags of objects are kept and restored; S3 only. Default true.
+    #[serde(default = "yes")]
+    pub tags: bool,
+    /// Whether access control lists of objects are kept and restored; S3 only, one request more for
+    /// each object. Default false: buckets of today have none.
+    #[serde(default)]
+    pub acl: bool,
+    /// Whether a restore locks objects as their sources were: retention and legal hold; S3 only.
+    /// Default false: what is locked cannot be removed, and a rehearsal should be.
+    #[serde(default)]
+    pub lock: bool,
+    /// Whether a restore creates a bucket that is absent, with versions if its source kept any; S3
+    /// only. Default false.
+    #[serde(default)]
+    pub create: bool,
+}
+
+/// What a point holds of a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The bytes.
+    #[default]
+    Copy,
+    /// The ids of copies that the service makes in a second bucket.
+    Mirror,
+    /// The ids of versions in the bucket itself: it protects against writers, not against its loss.
+    Reference,
+}
+
+impl Mode {
+    /// Whether the point holds the bytes.
+    pub fn is_copy(&self) -> bool {
+        *self == Self::Copy
+    }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn unfinished() -> Vec<String> {
@@ -40,7 +89,7 @@ fn unfinished() -> Vec<String> {
 }
 
 fn connections() -> usize {
-    8
+    16
 }
 
 impl Settings {
@@ -56,6 +105,18 @@ impl Settings {
             (Some(_), None) if !self.options.is_empty() || !self.credentials.is_empty() => {
                 wrong("`options` and `credentials` go with `url`", "leave them out beside `path`")
             }
+            (_, url) if self.mode != Mode::Copy && !url.as_deref().is_some_and(is_s3) => {
+                wrong("only buckets of S3 have this `mode`", "mode: copy")
+            }
+            _ if (self.mode == Mode::Mirror) != self.mirror.is_some() => {
+                wrong("`mode: mirror` and `mirror` go together", "mode: mirror, and mirror: s3://bucket/prefix")
+            }
+            _ if self.mirror.as_deref().is_some_and(|mirror| !is_s3(mirror)) => {
+                wrong("`mirror` names no bucket of S3", "mirror: s3://bucket/prefix")
+            }
+            _ if self.requests_per_second == Some(0) => {
+                wrong("`requestsPerSecond` is 0", "leave it out, or 1 and more")
+            }
             _ if !(1..=64).contains(&self.connections) => wrong("`connections` is out of range", "1 to 64"),
             _ => Ok(()),
         }
@@ -65,6 +126,11 @@ impl Settings {
     pub fn is_unfinished(&self, name: &[u8]) -> bool {
         self.unfinished.iter().any(|pattern| crate::place::matches_name(pattern.as_bytes(), name))
     }
+}
+
+/// Whether a url is that of a bucket that our own client speaks to.
+pub(super) fn is_s3(url: &str) -> bool {
+    url.starts_with("s3://") || url.starts_with("s3a://")
 }
 
 /// The settings of the same store as a directory in `folder`; nothing that reaches the source stays.

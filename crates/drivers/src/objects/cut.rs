@@ -1,8 +1,9 @@
 //! PREPARE, CUT, and what the cut means: which objects were there at that moment.
 //!
-//! Nothing holds the objects. A directory is watched, and whatever happens to a name after the cut
-//! is known by name; where it cannot be watched, and for buckets, the times of the objects decide.
-//! In both cases objects are write-once by habit: new ones are left out, and what was overwritten
+//! A bucket that keeps versions holds the view: of each key, the newest version that is not later than
+//! the cut is read, whatever is written or deleted since. Nothing holds other objects. A directory is
+//! watched, and whatever happens to a name after the cut is known by name; where it cannot be watched,
+//! and for buckets without versions, the times of the objects decide. In both cases objects are write-once by habit: new ones are left out, and what was overwritten
 //! or deleted is named as a loss.
 
 use std::collections::{HashMap, HashSet};
@@ -17,7 +18,11 @@ use stillpoint_core::id::CutId;
 use stillpoint_core::position::Position;
 use stillpoint_core::tree::{FileTime, NodeKind, Tree, TreePath};
 
+use super::bucket::answers::Versioning;
+use super::bucket::s3::S3;
+use super::bucket::verbs::What;
 use super::client::Skipped;
+use super::config::Mode;
 use super::keys;
 use super::spool::{Entries, Entry, Sorted, Sorter};
 use super::wire::{self, Record, STAMP_KEY};
@@ -30,6 +35,8 @@ const SAFE_FOR: Duration = Duration::from_secs(3600);
 const EVENTS_MAX: usize = if cfg!(test) { 20_000 } else { 200_000 };
 /// Losses that are listed one by one; the rest is counted.
 const LOSSES_MAX: usize = 1_000;
+/// Keys that are named in a note; the rest is counted.
+const DOUBTS_MAX: usize = 20;
 
 /// What a driver value holds between calls.
 #[derive(Default)]
@@ -41,12 +48,18 @@ pub(super) struct State {
     before: Option<Arc<Sorted>>,
     /// Changes between `prepare` and the cut; `None` once some were lost.
     early: Option<Early>,
+    /// Whether the bucket keeps versions, so that what the cut shows stays readable.
+    holds: bool,
+    /// When `prepare` was done, by the service's clock.
+    prepared: FileTime,
     pinned: Option<Pinned>,
 }
 
 struct Pinned {
     pin: Pin,
     at: FileTime,
+    /// Whether versions hold the view.
+    holds: bool,
     /// Events that were taken after the cut.
     late: Vec<Event>,
     view: Option<Arc<View>>,
@@ -63,6 +76,8 @@ pub(super) struct View {
     pub losses: Vec<Loss>,
     /// For people.
     pub notes: Vec<String>,
+    /// Whether versions hold it.
+    pub holds: bool,
 }
 
 /// Changes before the cut, folded: what is known to exist or not.
@@ -156,6 +171,14 @@ impl Objects {
         if let Some(view) = &pinned.view {
             return Ok(view.clone());
         }
+        if let (Where::S3(s3), Some(parent)) = (&self.place, parent) {
+            s3.learn_splits(&super::drain::first_keys(parent)?);
+        }
+        if let (Where::S3(s3), true) = (&self.place, pinned.holds) {
+            let view = Arc::new(self.versions_view(s3, context, pinned.at, state.prepared)?);
+            pinned.view = Some(view.clone());
+            return Ok(view);
+        }
         let (now, skipped) = self.listing(context)?;
         // The changes are taken after the listing, so that the listing shows nothing unheard of.
         let events = state.watch.as_ref().and_then(Watch::take);
@@ -177,6 +200,40 @@ impl Objects {
         let view = Arc::new(view);
         pinned.view = Some(view.clone());
         Ok(view)
+    }
+
+    /// Of every key, the version that was the newest at the cut. Later ones are no losses: the older
+    /// ones are still there.
+    fn versions_view(&self, s3: &S3, context: &Context, at: FileTime, prepared: FileTime) -> Result<View> {
+        let mut kept = Sorter::new(&self.scratch)?;
+        let (mut doubtful, mut named) = (0u64, Vec::new());
+        let mut doubt = |key: &[u8], is_there: bool, version: &str, other: &str| {
+            doubtful += 1;
+            if named.len() < DOUBTS_MAX {
+                let (shown, what) = (keys::shown(key), if is_there { "version" } else { "deletion" });
+                named.push(format!("`{shown}`: {what} {version} or version {other}"));
+            }
+        };
+        let seen = s3.at_cut(context, at, prepared, &mut |key, record| {
+            if let Some(other) = &record.other {
+                doubt(&key, true, record.version.as_deref().unwrap_or("null"), other);
+            }
+            kept.push(keys::sort_key(&keys::escape(&key)), record.to_bytes()?)
+        })?;
+        for (key, other) in &seen.deletions_in_doubt {
+            doubt(key, false, "marker", other);
+        }
+        let mut notes = Vec::new();
+        if seen.later > 0 {
+            notes.push(format!("{} versions came after the cut and were left out", seen.later));
+        }
+        if doubtful > 0 {
+            notes.push(format!(
+                "of {doubtful} objects the service's times do not tell whether a write came before the cut or after it;                  the first is in the point: {}",
+                named.join("; ")
+            ));
+        }
+        Ok(View { records: kept.finish()?, at, losses: Vec::new(), notes, holds: true })
     }
 }
 
@@ -346,7 +403,7 @@ impl<'a> Sieve<'a> {
         if self.left_out > 0 {
             notes.push(format!("{} objects came after the cut and were left out", self.left_out));
         }
-        Ok(View { records: self.kept.finish()?, at: self.at, losses: self.losses, notes })
+        Ok(View { records: self.kept.finish()?, at: self.at, losses: self.losses, notes, holds: false })
     }
 }
 
@@ -354,13 +411,51 @@ fn next_of(entries: &mut Option<Entries>) -> Result<Option<Entry>> {
     entries.as_mut().map_or(Ok(None), Entries::next_entry)
 }
 
+/// Learns whether the bucket holds what a cut shows, and reads the service's clock.
+fn prepare_s3(driver: &Objects, s3: &S3, state: &mut State) -> Result<()> {
+    let versioning = s3.versioning()?;
+    state.holds = versioning == Versioning::Enabled;
+    let bucket = s3.client.bucket();
+    if !state.holds && driver.settings.mode == Mode::Reference {
+        return Err(Error::new(
+            Kind::Config,
+            format!("the bucket `{bucket}` keeps no versions that a point could refer to"),
+        )
+        .hint("switch versioning on, or use mode: copy"));
+    }
+    if let Some(mirror) = &s3.mirror
+        && mirror.versioning()? != Versioning::Enabled
+    {
+        let mirror = mirror.client.bucket();
+        return Err(Error::new(
+            Kind::Config,
+            format!("the mirror `{mirror}` keeps no versions: copies would replace each other"),
+        )
+        .hint("switch its versioning on"));
+    }
+    state.prepared = s3.now()?;
+    if state.holds {
+        // A privilege that is missing is found out before anyone is held back.
+        let (client, prefix) = (s3.client.clone(), s3.prefix.clone());
+        s3.wait(async move { client.first(What::Versions, &prefix).await.map(drop) })?;
+    }
+    Ok(())
+}
+
 /// Begins the watch and lists the keys there are.
 pub(super) fn prepare(driver: &Objects, context: &Context) -> Result<Hold> {
     let mut guard = driver.state();
     let state = &mut *guard;
     state.pinned = None;
+    if let Where::S3(s3) = &driver.place {
+        prepare_s3(driver, s3, state)?;
+        if state.holds {
+            state.before = None;
+            return Ok(Hold { safe_for: SAFE_FOR, bytes_estimate: None });
+        }
+    }
     begin_watch(driver, state)?;
-    let is_bucket = matches!(driver.place, Where::Bucket(_));
+    let is_bucket = !matches!(driver.place, Where::Directory(_));
     // What happened before the listing is in the listing.
     state.early = state.watch.as_ref().and_then(Watch::take).map(|_| Early::default());
     let mut bytes = 0;
@@ -414,7 +509,10 @@ pub(super) fn cut(driver: &Objects, context: &Context, cut: &CutId) -> Result<Pi
     if let Some(pinned) = state.pinned.as_ref().filter(|pinned| pinned.pin.cut == *cut) {
         return Ok(pinned.pin.clone());
     }
-    let at = now(ClockId::Realtime);
+    let at = match &driver.place {
+        Where::S3(s3) => cut_s3(s3, state)?,
+        _ => now(ClockId::Realtime),
+    };
     if matches!(driver.place, Where::Directory(_)) {
         // File times come from a clock that ticks every 1 to 10 ms.
         while now(ClockId::RealtimeCoarse) <= at {
@@ -436,8 +534,24 @@ pub(super) fn cut(driver: &Objects, context: &Context, cut: &CutId) -> Result<Pi
         .map_err(|error| Error::internal("the clock shows no time").source(error))?;
     let position = watched.unwrap_or_else(|| Position::new("time", time.to_string()));
     let pin = Pin { cut: cut.clone(), position, remains: Vec::new() };
-    state.pinned = Some(Pinned { pin: pin.clone(), at, late: Vec::new(), view: None });
+    state.pinned = Some(Pinned { pin: pin.clone(), at, holds: state.holds, late: Vec::new(), view: None });
     Ok(pin)
+}
+
+/// The service's time, after which everything that is written bears a later one.
+fn cut_s3(s3: &S3, state: &State) -> Result<FileTime> {
+    let (versioning, at, wait) = s3.look()?;
+    if (versioning == Versioning::Enabled) != state.holds {
+        let bucket = s3.client.bucket();
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("the versioning of the bucket `{bucket}` was switched meanwhile"),
+        )
+        .hint("prepare again")
+        .temporary());
+    }
+    std::thread::sleep(wait);
+    Ok(at)
 }
 
 fn now(clock: ClockId) -> FileTime {
@@ -446,11 +560,17 @@ fn now(clock: ClockId) -> FileTime {
 }
 
 /// What changed since is known by name and every content checks itself, so that a held pin is good.
-pub(super) fn still_valid(driver: &Objects, pin: &Pin) -> Validity {
-    match &driver.state().pinned {
-        Some(pinned) if pinned.pin.cut == pin.cut => Validity::Valid,
-        _ => Validity::Lost("no view of this cut is held".to_owned()),
+/// What is only referred to must go on being kept.
+pub(super) fn still_valid(driver: &Objects, pin: &Pin) -> Result<Validity> {
+    if driver.state().pinned.as_ref().is_none_or(|pinned| pinned.pin.cut != pin.cut) {
+        return Ok(Validity::Lost("no view of this cut is held".to_owned()));
     }
+    if let (Where::S3(s3), Mode::Reference) = (&driver.place, driver.settings.mode)
+        && s3.versioning()? != Versioning::Enabled
+    {
+        return Ok(Validity::Lost("the bucket does not keep versions any more".to_owned()));
+    }
+    Ok(Validity::Valid)
 }
 
 /// Ends the watch and forgets the lists.

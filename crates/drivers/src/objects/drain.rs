@@ -1,12 +1,15 @@
 //! DRAIN and the edges of references: the objects of the view as a tree.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
+use std::io::{BufRead, BufReader, Read};
 
 use stillpoint_core::driver::{Context, Drained, Edge, EdgeQuery, Loss, Pin};
-use stillpoint_core::error::{Error, Kind, Result};
-use stillpoint_core::tree::{self, Metadata, Node, NodeKind, Sink, Tree, TreePath};
+use stillpoint_core::error::{Error, IoContext, Kind, Result};
+use stillpoint_core::tree::{self, FileTime, Metadata, Node, NodeKind, Sink, Tree, TreePath};
 
-use super::client::{Fetched, Listed};
+use super::bucket::{mirror, policy};
+use super::client::{Fetched, Place, Waiting};
+use super::config::Mode;
 use super::cut::View;
 use super::spool::{Entries, Sorted};
 use super::wire::{self, HOW_TO, MANIFEST, OBJECTS, Record, SCHEMA, SUMMARY, Summary};
@@ -14,29 +17,100 @@ use super::{Objects, Where, keys};
 
 /// The instructions at the top of every point.
 const HOW_TO_TEXT: &[u8] = include_bytes!("HOW-TO-RESTORE.txt");
+/// More than a line of the manifest takes.
+const LINE_BYTES_MAX: u64 = 64 << 10;
 /// More than a summary takes.
 pub(super) const SUMMARY_BYTES_MAX: u64 = 1 << 20;
 
 /// One object of a list, with what its neighbour tells of it.
-struct Item {
-    names: Vec<Vec<u8>>,
-    key: Vec<u8>,
-    record: Record,
+pub(super) struct Item {
+    pub names: Vec<Vec<u8>>,
+    pub key: Vec<u8>,
+    pub record: Record,
     /// Other keys lie below this key.
-    is_folder: bool,
+    pub is_folder: bool,
 }
 
 /// The names and the payload of the next entry.
 type Ahead = (Vec<Vec<u8>>, Vec<u8>);
 
+/// The manifest of a point, line by line, in the order of the tree.
+pub(super) struct Lines<'a> {
+    tree: &'a dyn Tree,
+    /// Names of the pages that are not read yet, the next one last.
+    pages: Vec<Vec<u8>>,
+    page: Option<BufReader<Box<dyn Read + Send>>>,
+    /// What [`Lines::find`] looks at; `None` before its first call, and at the end.
+    current: Option<(Vec<u8>, Record)>,
+    has_begun: bool,
+}
+
+impl<'a> Lines<'a> {
+    /// Reads from the begin. A tree without manifest has no lines.
+    pub fn new(tree: &'a dyn Tree) -> Result<Self> {
+        let mut pages = manifest_pages(tree)?;
+        pages.reverse();
+        Ok(Self { tree, pages, page: None, current: None, has_begun: false })
+    }
+
+    /// The key and the record of the next line.
+    pub fn next_line(&mut self) -> Result<Option<(Vec<u8>, Record)>> {
+        let mut line = Vec::new();
+        loop {
+            if let Some(page) = &mut self.page {
+                let read = page.take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
+                if read.or_io(|| "cannot read the manifest of a point".to_owned())? > 0 {
+                    return wire::parse_line(&line).map(Some);
+                }
+            }
+            let Some(name) = self.pages.pop() else { return Ok(None) };
+            self.page = Some(BufReader::new(self.tree.open(&TreePath::root().join(MANIFEST)?.join(&name)?)?));
+        }
+    }
+
+    /// The record at this place of the tree; calls come in ascending order.
+    pub fn find(&mut self, sort_key: &[u8]) -> Result<Option<&Record>> {
+        let is_before = |(current, _): &(Vec<u8>, Record)| current.as_slice() < sort_key;
+        while !self.has_begun || self.current.as_ref().is_some_and(is_before) {
+            self.has_begun = true;
+            self.current = self.next_line()?.map(|(key, record)| (keys::sort_key(&keys::escape(&key)), record));
+        }
+        Ok(self.current.as_ref().filter(|(current, _)| current == sort_key).map(|(_, record)| record))
+    }
+}
+
+fn manifest_pages(tree: &dyn Tree) -> Result<Vec<Vec<u8>>> {
+    let folder = TreePath::root().join(MANIFEST)?;
+    let mut pages = Vec::new();
+    if tree.get(&folder)?.is_some() {
+        tree.list(&folder, &mut |node| {
+            pages.push(node.name);
+            Ok(true)
+        })?;
+    }
+    Ok(pages)
+}
+
+/// The first key of every page of a manifest, ascending: where the keys of a bucket are.
+pub(super) fn first_keys(tree: &dyn Tree) -> Result<Vec<Vec<u8>>> {
+    let mut first = Vec::new();
+    for name in manifest_pages(tree)?.into_iter().rev() {
+        let mut lines = Lines { tree, pages: vec![name], page: None, current: None, has_begun: false };
+        first.extend(lines.next_line()?.map(|(key, _)| key));
+    }
+    first.sort();
+    Ok(first)
+}
+
 /// Walks a list and looks one entry ahead.
-struct Items {
+pub(super) struct Items {
     entries: Entries,
     ahead: Option<Ahead>,
 }
 
 impl Items {
-    fn new(list: &Sorted) -> Result<Self> {
+    /// Reads from the begin.
+    pub fn new(list: &Sorted) -> Result<Self> {
         let mut items = Self { entries: list.entries()?, ahead: None };
         items.ahead = items.read()?;
         Ok(items)
@@ -46,7 +120,8 @@ impl Items {
         Ok(self.entries.next_entry()?.map(|(key, payload)| (keys::split_sort_key(&key), payload)))
     }
 
-    fn next_item(&mut self) -> Result<Option<Item>> {
+    /// The next object.
+    pub fn next_item(&mut self) -> Result<Option<Item>> {
         let Some((names, payload)) = self.ahead.take() else { return Ok(None) };
         self.ahead = self.read()?;
         // Paths below a path follow it directly: its names are their beginning.
@@ -65,7 +140,17 @@ pub(super) fn drain(
     parent: Option<&dyn Tree>,
 ) -> Result<Drained> {
     let view = driver.view(context, pin, parent)?;
-    let summary = summarise(driver, &view)?;
+    let mut drained = Drained { unit: "objects".to_owned(), losses: view.losses.clone(), ..Drained::default() };
+    drained.notes.clone_from(&view.notes);
+    let copied = match &driver.place {
+        Where::S3(s3) => match &s3.mirror {
+            Some(mirror) => Some(mirror::copy(driver, s3, mirror, context, &view.records, parent, &mut drained)?),
+            None => None,
+        },
+        _ => None,
+    };
+    let records = copied.as_ref().unwrap_or(&view.records);
+    let summary = summarise(driver, records, &view, &mut drained)?;
     context.expect_bytes(summary.bytes);
     let stream = Metadata::stream(view.at);
     let folder = Metadata::folder(view.at);
@@ -73,56 +158,101 @@ pub(super) fn drain(
     sink.file(HOW_TO, &stream, Some(HOW_TO_TEXT.len() as u64), tree::bytes(HOW_TO_TEXT))?;
     sink.file(SUMMARY, &stream, Some(text.len() as u64), tree::bytes(text))?;
     sink.enter(MANIFEST, &folder)?;
-    write_manifest(context, &view, sink)?;
+    write_manifest(context, records, view.at, sink)?;
     sink.leave()?;
+    if !driver.settings.mode.is_copy() {
+        (drained.items, drained.bytes) = (summary.objects, summary.bytes);
+        context.advance(summary.bytes, summary.objects);
+        return Ok(drained);
+    }
     sink.enter(OBJECTS, &folder)?;
-    let parent_cut_nanos = match parent {
-        Some(parent) => parent_cut(parent)?,
-        None => None,
-    };
-    let mut drained = Drained { unit: "objects".to_owned(), losses: view.losses.clone(), ..Drained::default() };
-    drained.notes.clone_from(&view.notes);
-    if matches!(driver.place, Where::Bucket(_)) {
+    if !matches!(driver.place, Where::Directory(_)) && !view.holds {
         drained.notes.push(
             "nothing holds a bucket without versions: an object that was written between the listing before the cut \
              and the cut, and overwritten or deleted after it, is missing without being named"
                 .to_owned(),
         );
     }
+    let parent_cut_nanos = match parent {
+        Some(parent) => parent_summary(parent)?.map(|summary| summary.cut_nanos),
+        None => None,
+    };
     let mut writer = Writer { driver, context, sink, folder, inside: Vec::new(), parent_cut_nanos, drained };
-    let mut items = Items::new(&view.records)?;
-    let mut batch: Vec<Item> = Vec::new();
+    write_objects(&mut writer, records, parent)?;
+    let mut drained = writer.drained;
+    sink.leave()?;
+    if let Where::S3(s3) = &driver.place
+        && let (_, repeated @ 1..) = s3.client.counts()
+    {
+        drained.notes.push(format!("{repeated} requests failed at first and were sent again"));
+    }
+    Ok(drained)
+}
+
+/// Hands the objects to the writer, some of them asked for ahead.
+fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn Tree>) -> Result<()> {
+    let place = writer.driver.place.as_place();
+    let is_directory = matches!(writer.driver.place, Where::Directory(_));
+    let mut lines = match parent.filter(|_| !is_directory) {
+        Some(parent) => Some(Lines::new(parent)?),
+        None => None,
+    };
+    let mut items = Items::new(records)?;
+    let mut ahead: VecDeque<(Item, Option<Waiting>)> = VecDeque::new();
+    let mut waiting = 0;
     while let Some(item) = items.next_item()? {
-        context.check()?;
-        let fits = batch.len() < driver.place.as_place().fetch_count()
-            && batch.first().is_none_or(|first| above(&first.names) == above(&item.names))
-            && !item.is_folder;
-        if !fits {
-            writer.write(std::mem::take(&mut batch))?;
-        }
-        if item.is_folder {
-            writer.go_to(&item.names.clone())?;
-            writer.inside.last_mut().expect("an object's path has names").1 = Some(item);
-        } else {
-            batch.push(item);
+        writer.context.check()?;
+        let known = match &mut lines {
+            Some(lines) => lines.find(&keys::sort_key(&item.names))?,
+            None => None,
+        };
+        // What a directory holds is opened when its turn comes: that costs no round trip.
+        let is_old = is_directory || known.is_some_and(|known| item.record.is_same_object(known));
+        let asked =
+            if is_old || item.record.is_archived() { None } else { Some(place.begin(&item.key, &item.record)?) };
+        waiting += usize::from(asked.is_some());
+        ahead.push_back((item, asked));
+        while waiting >= place.ahead_max() || ahead.front().is_some_and(|(_, asked)| asked.is_none()) {
+            let Some((item, asked)) = ahead.pop_front() else { break };
+            waiting -= usize::from(asked.is_some());
+            writer.write(item, asked)?;
         }
     }
-    writer.write(batch)?;
-    writer.go_to(&[])?;
-    let drained = writer.drained;
-    sink.leave()?;
-    Ok(drained)
+    for (item, asked) in ahead {
+        writer.context.check()?;
+        writer.write(item, asked)?;
+    }
+    writer.go_to(&[])
+}
+
+/// Why an object cannot be read at all.
+fn unreadable(place: &dyn Place, item: &Item) -> Option<&'static str> {
+    if item.record.is_archived() {
+        return Some("is kept in an archive, where it cannot be read: bring it back there, then take a new point");
+    }
+    (!place.can_ask_for(&item.key))
+        .then_some("has a key that addresses on the web cannot hold, with `.` or `..` as a part")
 }
 
 fn above(names: &[Vec<u8>]) -> &[Vec<u8>] {
     &names[..names.len() - 1]
 }
 
-fn summarise(driver: &Objects, view: &View) -> Result<Summary> {
+fn summarise(driver: &Objects, records: &Sorted, view: &View, drained: &mut Drained) -> Result<Summary> {
     let kind = if matches!(driver.place, Where::Directory(_)) { "directory" } else { "bucket" };
     let mut summary = Summary { schema: SCHEMA.to_owned(), kind: kind.to_owned(), ..Summary::default() };
     summary.cut_nanos = nanos((view.at.seconds, view.at.nanos));
-    let mut items = Items::new(&view.records)?;
+    summary.mode = driver.settings.mode;
+    if let Where::S3(s3) = &driver.place {
+        summary.source = Some(s3.location());
+        summary.mirror = s3.mirror.as_ref().map(|mirror| mirror.location());
+        summary.versioning = Some(format!("{:?}", s3.versioning()?).to_lowercase());
+        summary.configuration = s3.configuration()?;
+        if driver.settings.mode == Mode::Reference {
+            drained.notes.extend(policy::what_becomes_of_references(&summary.configuration, view.at)?);
+        }
+    }
+    let mut items = Items::new(records)?;
     while let Some(item) = items.next_item()? {
         summary.objects += 1;
         summary.bytes += item.record.size;
@@ -136,8 +266,8 @@ fn nanos((seconds, nanos): (i64, u32)) -> i64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(nanos))
 }
 
-fn write_manifest(context: &Context, view: &View, sink: &mut dyn Sink) -> Result<()> {
-    let mut items = Items::new(&view.records)?;
+fn write_manifest(context: &Context, records: &Sorted, at: FileTime, sink: &mut dyn Sink) -> Result<()> {
+    let mut items = Items::new(records)?;
     let (mut page, mut on_page, mut pages) = (Vec::new(), 0, 0u32);
     loop {
         let item = items.next_item()?;
@@ -154,7 +284,7 @@ fn write_manifest(context: &Context, view: &View, sink: &mut dyn Sink) -> Result
             pages += 1;
             let (name, data) = (format!("{pages:08}.ndjson"), std::mem::take(&mut page));
             on_page = 0;
-            let meta = Metadata::stream(view.at);
+            let meta = Metadata::stream(at);
             sink.file(name.as_bytes(), &meta, Some(data.len() as u64), tree::bytes(data))?;
         }
         if item.is_none() {
@@ -163,14 +293,14 @@ fn write_manifest(context: &Context, view: &View, sink: &mut dyn Sink) -> Result
     }
 }
 
-/// The moment of the parent's cut; `None` if the parent is of another kind or version.
-fn parent_cut(parent: &dyn Tree) -> Result<Option<i64>> {
+/// The summary of the parent; `None` if the parent is of another kind or version.
+fn parent_summary(parent: &dyn Tree) -> Result<Option<Summary>> {
     let path = TreePath::root().join(SUMMARY)?;
     if parent.get(&path)?.is_none() {
         return Ok(None);
     }
     let bytes = tree::read_small(parent, &path, SUMMARY_BYTES_MAX)?;
-    Ok(Summary::parse(&bytes).ok().map(|summary| summary.cut_nanos))
+    Ok(Summary::parse(&bytes).ok())
 }
 
 /// Writes objects in the order of the tree, and folders around them.
@@ -180,7 +310,7 @@ struct Writer<'a> {
     sink: &'a mut dyn Sink,
     folder: Metadata,
     /// The open folders, each with the object of the same key, which waits for its place.
-    inside: Vec<(Vec<u8>, Option<Item>)>,
+    inside: Vec<(Vec<u8>, Option<(Item, Option<Waiting>)>)>,
     parent_cut_nanos: Option<i64>,
     drained: Drained,
 }
@@ -208,73 +338,74 @@ impl Writer<'_> {
             return Ok(());
         }
         let waiting = self.inside.last_mut().and_then(|(_, waiting)| waiting.take());
-        waiting.map_or(Ok(()), |item| self.write_here(vec![(keys::SELF.to_vec(), item)]))
+        waiting.map_or(Ok(()), |(item, asked)| self.write_here(keys::SELF, &item, asked))
     }
 
-    /// Writes neighbours: objects of one folder, in order.
-    fn write(&mut self, batch: Vec<Item>) -> Result<()> {
-        let Some(first) = batch.first() else { return Ok(()) };
-        self.go_to(above(&first.names))?;
-        let named = batch.into_iter().map(|item| (item.names.last().cloned().unwrap_or_default(), item)).collect();
-        self.write_here(named)
-    }
-
-    fn write_here(&mut self, batch: Vec<(Vec<u8>, Item)>) -> Result<()> {
-        let mut old = Vec::with_capacity(batch.len());
-        let mut wanted: Vec<Listed> = Vec::new();
-        for (name, item) in &batch {
-            let node = self.sink.parent(name)?.filter(|node| self.is_unchanged(node, &item.record));
-            if node.is_none() {
-                wanted.push((item.key.clone(), item.record.clone()));
-            }
-            old.push(node);
+    /// Writes one object, or has it wait within the folder that its key also is.
+    fn write(&mut self, item: Item, asked: Option<Waiting>) -> Result<()> {
+        if item.is_folder {
+            self.go_to(&item.names.clone())?;
+            self.inside.last_mut().ok_or_else(|| Error::internal("an object has an empty path"))?.1 =
+                Some((item, asked));
+            return Ok(());
         }
-        let mut fetched = self.driver.place.as_place().fetch(&wanted)?.into_iter();
-        for ((name, item), old) in batch.into_iter().zip(old) {
-            if name != keys::SELF {
-                self.write_waiting(Some(&name))?;
-            }
-            if let Some(node) = old {
-                self.sink.reuse(&name, &item.record.metadata(other_attributes(node)))?;
-            } else {
-                match fetched.next() {
-                    Some(Fetched::Found(content, attributes)) => {
-                        let meta = item.record.metadata(attributes);
-                        self.drained.bytes_read += item.record.size;
-                        self.sink.file(&name, &meta, Some(item.record.size), content)?;
-                    }
-                    Some(Fetched::Gone) => {
-                        let why = "was deleted before it was read".to_owned();
-                        self.drained.losses.push(Loss { what: keys::shown(&item.key), why });
-                        continue;
-                    }
-                    None => return Err(Error::internal("fewer objects were fetched than asked for")),
+        self.go_to(above(&item.names))?;
+        let name = item.names.last().cloned().unwrap_or_default();
+        self.write_waiting(Some(&name))?;
+        self.write_here(&name, &item, asked)
+    }
+
+    fn write_here(&mut self, name: &[u8], item: &Item, asked: Option<Waiting>) -> Result<()> {
+        let mut lose = |why: &str| self.drained.losses.push(Loss { what: keys::shown(&item.key), why: why.to_owned() });
+        let old = match asked {
+            Some(_) => None,
+            None => self.sink.parent(name)?,
+        };
+        if let Some(node) = old.filter(|node| is_unchanged(node, &item.record, self.parent_cut_nanos)) {
+            self.sink.reuse(name, &item.record.metadata(other_attributes(node)))?;
+        } else if let Some(why) = unreadable(self.driver.place.as_place(), item) {
+            lose(why);
+            return Ok(());
+        } else {
+            let waiting = match asked {
+                Some(waiting) => waiting,
+                None => self.driver.place.as_place().begin(&item.key, &item.record)?,
+            };
+            match waiting()? {
+                Fetched::Found(content, attributes) => {
+                    let meta = item.record.metadata(attributes);
+                    self.drained.bytes_read += item.record.size;
+                    self.sink.file(name, &meta, Some(item.record.size), content)?;
+                }
+                Fetched::Gone => {
+                    lose("was deleted before it was read");
+                    return Ok(());
                 }
             }
-            self.drained.items += 1;
-            self.drained.bytes += item.record.size;
-            self.context.advance(item.record.size, 1);
         }
+        self.drained.items += 1;
+        self.drained.bytes += item.record.size;
+        self.context.advance(item.record.size, 1);
         Ok(())
     }
+}
 
-    /// Whether the parent's content is surely that of the object now.
-    fn is_unchanged(&self, node: &Node, record: &Record) -> bool {
-        if node.kind != (NodeKind::File { size: record.size }) || node.meta.mtime != record.modified_time() {
-            return false;
-        }
-        let Some((inode, ..)) = record.file else {
-            // A bucket: the tag names the content, the version names the writing of it.
-            let fact = |name| node.meta.xattrs.iter().find(|(n, _)| *n == wire::attribute_name(name)).map(|(_, v)| v);
-            return record.etag.as_ref().is_some_and(|etag| fact("etag") == Some(&etag.clone().into_bytes()))
-                && fact("version") == record.version.as_ref().map(|version| version.clone().into_bytes()).as_ref();
-        };
-        // What was written after the parent's cut bears a later time than that cut, always.
-        let changed = record.changed_time();
-        node.meta.inode == inode
-            && node.meta.ctime == changed
-            && self.parent_cut_nanos.is_some_and(|cut| nanos((changed.seconds, changed.nanos)) <= cut)
+/// Whether the parent's content is surely that of the object now.
+fn is_unchanged(node: &Node, record: &Record, parent_cut_nanos: Option<i64>) -> bool {
+    if node.kind != (NodeKind::File { size: record.size }) || node.meta.mtime != record.modified_time() {
+        return false;
     }
+    let Some((inode, ..)) = record.file else {
+        // A bucket: the tag names the content, the version names the writing of it.
+        let fact = |name| node.meta.xattrs.iter().find(|(n, _)| *n == wire::attribute_name(name)).map(|(_, v)| v);
+        return record.etag.as_ref().is_some_and(|etag| fact("etag") == Some(&etag.clone().into_bytes()))
+            && fact("version") == record.version.as_ref().map(|version| version.clone().into_bytes()).as_ref();
+    };
+    // What was written after the parent's cut bears a later time than that cut, always.
+    let changed = record.changed_time();
+    node.meta.inode == inode
+        && node.meta.ctime == changed
+        && parent_cut_nanos.is_some_and(|cut| nanos((changed.seconds, changed.nanos)) <= cut)
 }
 
 /// The attributes that a record does not know by itself.

@@ -45,7 +45,8 @@ pub static REGISTRATION: Registration = Registration {
     readme: include_str!("README.md"),
     open: |request| Ok(Arc::new(Phased::new(Objects::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
-    into_folder: config::into_folder,
+    into_folder: Some(config::into_folder),
+    policy: bucket::policy::policy,
 };
 
 /// The phases, by the pages they stand on.
@@ -55,7 +56,7 @@ static PHASES: Phases<Objects> = Phases {
     observe: cut::observe,
     cut: cut::cut,
     drain: drain::drain,
-    still_valid: |objects, pin| Ok(cut::still_valid(objects, pin)),
+    still_valid: cut::still_valid,
     edges: drain::edges,
     release: |objects, _| {
         cut::release(objects);
@@ -81,7 +82,8 @@ struct Objects {
 /// Where the objects lie.
 enum Where {
     Directory(client::Directory),
-    Bucket(bucket::Bucket),
+    Bucket(bucket::generic::Bucket),
+    S3(bucket::s3::S3),
 }
 
 impl Where {
@@ -89,6 +91,7 @@ impl Where {
         match self {
             Self::Directory(directory) => directory,
             Self::Bucket(bucket) => bucket,
+            Self::S3(s3) => s3,
         }
     }
 }
@@ -107,14 +110,14 @@ impl Objects {
         settings.validate().map_err(named)?;
         let place = match (&settings.path, &settings.url) {
             (Some(path), _) => Where::Directory(client::Directory::new(path.clone(), settings.clone())),
-            (None, Some(url)) => Where::Bucket(open_bucket(request, &settings, url).map_err(named)?),
+            (None, Some(url)) => open_bucket(request, &settings, url).map_err(named)?,
             (None, None) => return Err(Error::internal("the settings name no objects")),
         };
         Ok(Self { settings, scratch: request.scratch.clone(), place, state: Mutex::default() })
     }
 }
 
-fn open_bucket(request: &OpenRequest<'_>, settings: &Settings, url: &str) -> Result<bucket::Bucket> {
+fn open_bucket(request: &OpenRequest<'_>, settings: &Settings, url: &str) -> Result<Where> {
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(Kind::Config, format!("`{url}` names no bucket")).hint("url: s3://bucket/prefix").source(error)
     };
@@ -122,14 +125,17 @@ fn open_bucket(request: &OpenRequest<'_>, settings: &Settings, url: &str) -> Res
     if matches!(parsed.scheme(), "file" | "memory") {
         return Err(Error::new(Kind::Config, format!("`{url}` is no bucket")).hint("path: /srv/objects"));
     }
-    // Large objects take longer than any limit for whole requests; steps have limits of their own.
-    let mut options = vec![("timeout".to_owned(), "1 day".to_owned())];
-    options.extend(settings.options.clone());
+    let mut options: Vec<(String, String)> = settings.options.clone().into_iter().collect();
     for (name, secret) in &settings.credentials {
         options.push((name.clone(), (request.secrets)(secret)?));
     }
+    if config::is_s3(url) {
+        return bucket::s3::S3::open(&parsed, &options, settings).map(Where::S3);
+    }
+    // Large objects take longer than any limit for whole requests; steps have limits of their own.
+    options.insert(0, ("timeout".to_owned(), "1 day".to_owned()));
     let (store, prefix) = object_store::parse_url_opts(&parsed, options).map_err(|error| wrong(error.into()))?;
-    bucket::Bucket::new(Arc::from(store), prefix, settings.connections)
+    bucket::generic::Bucket::new(Arc::from(store), prefix, settings.connections).map(Where::Bucket)
 }
 
 impl Objects {
@@ -140,7 +146,8 @@ impl Objects {
                 let endpoint = address::of_bucket(url, &self.settings.options, bucket.prefix())?;
                 Ok(Identity { driver: "objects".to_owned(), native: None, endpoint })
             }
-            (Where::Bucket(_), None) => Err(Error::internal("a bucket without a url")),
+            (Where::S3(s3), Some(url)) => self.identity_s3(s3, url),
+            (Where::Bucket(_) | Where::S3(_), None) => Err(Error::internal("a bucket without a url")),
         }
     }
 
@@ -165,6 +172,7 @@ impl Objects {
                         .to_owned(),
                 );
             }
+            Where::S3(s3) => return self.probe_s3(s3),
         }
         let is_directory = matches!(self.place, Where::Directory(_));
         Ok(Probe {

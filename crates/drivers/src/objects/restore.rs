@@ -5,8 +5,7 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::mpsc::sync_channel;
+use std::sync::atomic::{AtomicU64, Ordering as AtomicOrdering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sha2::{Digest, Sha256};
@@ -14,7 +13,9 @@ use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restor
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{self, Existing, ExtractOptions, Node, NodeKind, Tree, TreePath, check_name};
 
-use super::bucket::Bucket;
+use super::bucket::generic::Bucket;
+use super::bucket::write::Job;
+use super::bucket::{self, crew};
 use super::client::{Directory, Place};
 use super::drain::SUMMARY_BYTES_MAX;
 use super::spool::Sorter;
@@ -22,7 +23,7 @@ use super::wire::{OBJECTS, STAMP_KEY, SUMMARY, Summary};
 use super::{Objects, Where, keys};
 
 /// Differences beyond this number are not listed.
-const DIFFERENCES_MAX: usize = 100;
+pub(super) const DIFFERENCES_MAX: usize = 100;
 
 /// Writes the point's objects, or those below `part`.
 pub(super) fn restore(
@@ -35,22 +36,41 @@ pub(super) fn restore(
     let bytes = tree::read_small(source, &TreePath::root().join(SUMMARY)?, SUMMARY_BYTES_MAX)?;
     let summary = Summary::parse(&bytes)?;
     context.expect_bytes(summary.bytes);
-    let top = top_of(source, request.part.as_ref())?;
+    let top = match summary.mode.is_copy() {
+        true => top_of(source, request.part.as_ref())?,
+        // There is no folder of objects to look into.
+        false if matches!(driver.place, Where::S3(_)) => path_of(request.part.as_ref())?,
+        false => {
+            return Err(Error::new(
+                Kind::Unsupported,
+                "the point holds no bytes of these objects, only where they are",
+            )
+            .hint("restore into a bucket of the same service"));
+        }
+    };
     match &driver.place {
         Where::Directory(directory) => into_directory(directory, context, source, request, &summary, &top),
         Where::Bucket(bucket) => into_bucket(driver, bucket, context, source, request, &top),
+        Where::S3(s3) => {
+            bucket::write::restore(&Job { driver, s3, context, source, request, summary: &summary, top: &top })
+        }
     }
 }
 
 /// The part of the tree that is restored, with `objects` as its first name.
-fn top_of(source: &dyn Tree, part: Option<&TreePath>) -> Result<TreePath> {
+fn path_of(part: Option<&TreePath>) -> Result<TreePath> {
     let mut top = TreePath::root().join(OBJECTS)?;
     let names = part.map_or(&[][..], TreePath::names);
     let names = names.strip_prefix(&[OBJECTS.to_vec()][..]).unwrap_or(names);
     names.iter().try_for_each(|name| top.push(name))?;
+    Ok(top)
+}
+
+fn top_of(source: &dyn Tree, part: Option<&TreePath>) -> Result<TreePath> {
+    let top = path_of(part)?;
     match source.get(&top)? {
         Some(_) => Ok(top),
-        None if names.is_empty() => Err(Error::new(Kind::Corrupt, "the point holds no objects of this store")),
+        None if top.names().len() == 1 => Err(Error::new(Kind::Corrupt, "the point holds no objects of this store")),
         None => Err(Error::new(Kind::NotFound, format!("the point holds nothing at `{top}`"))),
     }
 }
@@ -306,44 +326,19 @@ fn into_bucket(
         return Err(Error::new(Kind::AlreadyExists, format!("the bucket holds {what}"))
             .hint("restore into an empty bucket or prefix"));
     }
-    let done = Mutex::new((Restored::default(), None::<Error>));
-    let (sender, receiver) = sync_channel::<(Vec<Vec<u8>>, Node)>(driver.settings.connections * 4);
-    let receiver = Mutex::new(receiver);
-    let walked = std::thread::scope(|scope| {
-        for _ in 0..driver.settings.connections {
-            scope.spawn(|| {
-                loop {
-                    let next = receiver.lock().expect("no holder panics").recv();
-                    let Ok((names, node)) = next else { return };
-                    if done.lock().expect("no holder panics").1.is_some() {
-                        continue;
-                    }
-                    let put = put_one(bucket, source, &names, &node);
-                    let mut done = done.lock().expect("no holder panics");
-                    match put {
-                        Ok(bytes) => {
-                            (done.0.items, done.0.bytes) = (done.0.items + 1, done.0.bytes + bytes);
-                            context.advance(bytes, 1);
-                        }
-                        Err(error) => done.1 = done.1.take().or(Some(error)),
-                    }
-                }
-            });
-        }
-        let sender = sender;
-        walk(source, top, &mut |names, node| {
-            context.check()?;
-            if done.lock().expect("no holder panics").1.is_some() {
-                return Err(Error::new(Kind::Cancelled, "an object failed"));
-            }
-            sender.send((names.to_vec(), node)).map_err(|_| Error::internal("all uploads ended early"))
-        })
-    });
-    let (restored, failure) = done.into_inner().expect("no holder panics");
-    match failure {
-        Some(error) => Err(error),
-        None => walked.map(|()| restored),
-    }
+    let items = AtomicU64::new(0);
+    let bytes = crew::each(
+        driver.settings.connections,
+        context,
+        |give| walk(source, top, &mut |names, node| give((names.to_vec(), node))),
+        |(names, node): (Vec<Vec<u8>>, Node)| {
+            let bytes = put_one(bucket, source, &names, &node)?;
+            items.fetch_add(1, AtomicOrdering::Relaxed);
+            context.advance(bytes, 1);
+            Ok(bytes)
+        },
+    )?;
+    Ok(Restored { items: items.into_inner(), bytes, ..Restored::default() })
 }
 
 fn put_one(bucket: &Bucket, source: &dyn Tree, names: &[Vec<u8>], node: &Node) -> Result<u64> {
@@ -353,10 +348,10 @@ fn put_one(bucket: &Bucket, source: &dyn Tree, names: &[Vec<u8>], node: &Node) -
 }
 
 /// Told of one object: the names of its path, and its entry.
-type Visit<'a> = dyn FnMut(&[Vec<u8>], Node) -> Result<()> + 'a;
+pub(super) type Visit<'a> = dyn FnMut(&[Vec<u8>], Node) -> Result<()> + 'a;
 
 /// Calls `visit` with the names below `objects` of every object at or below `top`, in order.
-fn walk(source: &dyn Tree, top: &TreePath, visit: &mut Visit<'_>) -> Result<()> {
+pub(super) fn walk(source: &dyn Tree, top: &TreePath, visit: &mut Visit<'_>) -> Result<()> {
     if let Some(node) = source.get(top)?
         && node.kind != NodeKind::Dir
     {
@@ -373,8 +368,12 @@ fn walk(source: &dyn Tree, top: &TreePath, visit: &mut Visit<'_>) -> Result<()> 
     })
 }
 
-/// Compares keys and every byte of the objects with the point.
+/// Compares keys and every byte of the objects with the point; of S3 metadata and tags as well.
 pub(super) fn verify(driver: &Objects, context: &Context, source: &dyn Tree) -> Result<Verification> {
+    if let Where::S3(s3) = &driver.place {
+        let summary = Summary::parse(&tree::read_small(source, &TreePath::root().join(SUMMARY)?, SUMMARY_BYTES_MAX)?)?;
+        return bucket::compare::verify(driver, s3, context, source, &summary);
+    }
     let top = top_of(source, None)?;
     if let Where::Directory(directory) = &driver.place
         && directory.root.is_dir()
@@ -439,7 +438,7 @@ pub(super) fn verify(driver: &Objects, context: &Context, source: &dyn Tree) -> 
     Ok(verification)
 }
 
-fn compare_one(driver: &Objects, source: &dyn Tree, path: &TreePath, key: &[u8]) -> Result<Option<String>> {
+pub(super) fn compare_one(driver: &Objects, source: &dyn Tree, path: &TreePath, key: &[u8]) -> Result<Option<String>> {
     let shown = keys::shown(key);
     let Some(mut here) = driver.place.as_place().open(key)? else { return Ok(Some(format!("`{shown}` is missing"))) };
     let mut there = source.open(path)?;

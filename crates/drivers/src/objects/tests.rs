@@ -17,7 +17,7 @@ use stillpoint_core::tree::TreePath;
 use stillpoint_testkit::conformance::{self, Content, Harness, Subject};
 use stillpoint_testkit::{CountingSink, MemoryTree, skip};
 
-use super::bucket::Bucket;
+use super::bucket::generic::Bucket;
 use super::{Objects, PHASES, REGISTRATION, Settings, Where};
 use crate::phases::Phased;
 use crate::trial::{self, back_up, cut_id, differences, drain, edges, pin, restore, run};
@@ -554,7 +554,7 @@ fn the_readme_states_the_capability() {
     };
     assert_eq!((directory.pin, bucket.pin), (PinKind::Watched, PinKind::Watched));
     for (row, value) in [
-        ("pin", "watched".to_owned()),
+        ("pin", "S3 with versions: set. Others: watched".to_owned()),
         ("incremental", shown(|capability| capability.incremental)),
         ("edges", shown(|capability| capability.edges)),
         ("swaps in place", shown(|capability| capability.swaps_in_place)),

@@ -4,12 +4,15 @@ use serde::{Deserialize, Serialize};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{FileTime, Metadata};
 
+use super::config::Mode;
 use super::keys;
 
 /// The schema that `bucket.json` states.
 pub(super) const SCHEMA: &str = "stillpoint.dev/objects/v1";
 /// Object that holds the environment stamp.
 pub(super) const STAMP_KEY: &str = ".stillpoint-stamp.json";
+/// Object that marks a bucket as being restored; goes when the restore is done.
+pub(super) const RESTORE_KEY: &str = ".stillpoint-restore.json";
 /// Names of what a point holds, in the order of the tree.
 pub(super) const HOW_TO: &[u8] = b"HOW-TO-RESTORE.txt";
 /// See [`HOW_TO`].
@@ -46,6 +49,15 @@ pub(super) struct Record {
     /// Version id, where the bucket keeps versions.
     #[serde(rename = "v", default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Storage class, where it is not the usual one.
+    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// The version that the cut may have shown instead, or `absent`: the times do not tell.
+    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<String>,
+    /// Version of the copy in the mirror.
+    #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<String>,
 }
 
 impl Record {
@@ -58,6 +70,19 @@ impl Record {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         serde_json::from_slice(bytes)
             .map_err(|error| Error::new(Kind::Corrupt, "a list in the scratch folder is damaged").source(error))
+    }
+
+    /// Whether it surely has the content of `other`, an earlier look at the same key of a bucket: the
+    /// tag names the content, the version the writing of it.
+    pub fn is_same_object(&self, other: &Self) -> bool {
+        self.etag.is_some()
+            && (&self.etag, &self.version, self.size, self.modified)
+                == (&other.etag, &other.version, other.size, other.modified)
+    }
+
+    /// Whether its storage class keeps it where it cannot be read at once.
+    pub fn is_archived(&self) -> bool {
+        self.class.as_deref().is_some_and(|class| class == "GLACIER" || class == "DEEP_ARCHIVE")
     }
 
     /// When the content last changed.
@@ -116,6 +141,32 @@ pub(super) struct Summary {
     pub bucket_only: u64,
     /// The moment of the cut by the clock that stamps the files, in nanoseconds since 1970.
     pub cut_nanos: i64,
+    /// Where the bytes are: in `objects`, or in a bucket.
+    #[serde(default, skip_serializing_if = "Mode::is_copy")]
+    pub mode: Mode,
+    /// Where a bucket lay, for people and for copies within the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Location>,
+    /// Where the copies of a mirror lie.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Location>,
+    /// Whether the bucket kept versions: `enabled`, `suspended`, `never`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versioning: Option<String>,
+    /// What else was set on the bucket, as the service tells it. Kept for people, never applied.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub configuration: std::collections::BTreeMap<String, String>,
+}
+
+/// A prefix of a bucket on a service.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Location {
+    /// `https://host:port`.
+    pub service: String,
+    /// The bucket.
+    pub bucket: String,
+    /// What its keys begin with; empty, or ends with a slash.
+    pub prefix: String,
 }
 
 impl Summary {
@@ -154,6 +205,48 @@ struct Line<'a> {
     etag: &'a Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     version: &'a Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: &'a Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    other: &'a Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copy: &'a Option<String>,
+}
+
+/// A line as it is read back. Unknown fields are of newer versions and mean more, never other things.
+#[derive(Deserialize)]
+struct ReadLine {
+    key: Option<String>,
+    key_hex: Option<String>,
+    size: u64,
+    modified: String,
+    etag: Option<String>,
+    version: Option<String>,
+    class: Option<String>,
+    other: Option<String>,
+    copy: Option<String>,
+}
+
+/// The key and the record of a line of the manifest.
+pub(super) fn parse_line(line: &[u8]) -> Result<(Vec<u8>, Record)> {
+    let wrong = || Error::new(Kind::Corrupt, "a line of the manifest is not readable");
+    let line: ReadLine = serde_json::from_slice(line).map_err(|error| wrong().source(error))?;
+    let key = match (line.key, line.key_hex) {
+        (Some(key), None) => key.into_bytes(),
+        (None, Some(digits)) => hex::decode(digits).map_err(|error| wrong().source(error))?,
+        _ => return Err(wrong()),
+    };
+    let modified = match line.modified.parse::<jiff::Timestamp>() {
+        // Before 1970, seconds and nanoseconds of a time stamp both count backwards.
+        Ok(time) if time.subsec_nanosecond() < 0 => {
+            (time.as_second() - 1, (1_000_000_000 + time.subsec_nanosecond()).unsigned_abs())
+        }
+        Ok(time) => (time.as_second(), time.subsec_nanosecond().unsigned_abs()),
+        Err(_) => (line.modified.parse().map_err(|_| wrong())?, 0),
+    };
+    let (etag, version, class) = (line.etag, line.version, line.class);
+    let (other, copy) = (line.other, line.copy);
+    Ok((key, Record { size: line.size, modified, etag, version, class, other, copy, ..Record::default() }))
 }
 
 /// Appends an object's line to a page; `true` if the page ends with it.
@@ -176,6 +269,9 @@ pub(super) fn add_line(
         modified,
         etag: &record.etag,
         version: &record.version,
+        class: &record.class,
+        other: &record.other,
+        copy: &record.copy,
     };
     serde_json::to_writer(&mut *page, &line)
         .map_err(|error| Error::internal("a line of the manifest does not serialize").source(error))?;

@@ -1,7 +1,7 @@
 //! Settings of the `postgres` driver. Pure: nothing here touches a server.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -125,16 +125,6 @@ fn connect_seconds() -> u32 {
 
 fn lock_seconds() -> u32 {
     10
-}
-
-/// A server does not live in a folder: the settings stay, without what reaches the source, so that
-/// opening them says what is missing.
-pub(super) fn into_folder(settings: &crate::Settings, _: &Path) -> crate::Settings {
-    let mut settings = settings.clone();
-    for name in ["host", "socket", "password", "caFile"] {
-        settings.remove(name);
-    }
-    settings
 }
 
 impl Settings {

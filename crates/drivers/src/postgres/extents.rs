@@ -5,7 +5,7 @@
 //! many as the file has: rows never move within a table file, so those rows are among the file's, and an
 //! equal number of them is all of them. One query per file tells both, without looking at values. That
 //! what is told apart by transaction numbers is told apart rightly, and that equal rows make equal text,
-//! rests on the conditions of [`Base::read`] and [`forms`]; docs/decisions/0009 argues each of them.
+//! rests on the conditions of [`Base::read`] and [`forms`]; docs/decisions/0010 argues each of them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

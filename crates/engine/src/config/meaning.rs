@@ -182,6 +182,14 @@ impl Meaning {
                 self.add(node, format!("`{section}.{field}`: {}", error.message()), "for example 800ms, 5s, 36h or 7d");
             }
         }
+        let cursors = document.get("cut").and_then(|cut| cut.get("cursors")).map(Node::items).unwrap_or_default();
+        for cursor in cursors {
+            for field in ["cursor", "sink"] {
+                if let Some(node) = cursor.get(field) {
+                    self.known_store(node, field);
+                }
+            }
+        }
     }
 
     fn references(&mut self, document: &Node) {

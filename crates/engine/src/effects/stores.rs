@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stillpoint_core::coordinator::{Micros, Outcome, Pinned, StoreDrained};
-use stillpoint_core::driver::{Context, Driver, Pin, Validity};
+use stillpoint_core::driver::{Context, Driver, EdgeQuery, Pin, Validity};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::id::{CutId, StoreName};
 use stillpoint_core::tree::Tree;
@@ -66,6 +66,8 @@ impl Hands {
         for warning in &probe.warnings {
             self.warn(format!("store `{store}`: {warning}"));
         }
+        let queries = self.queries_of(store);
+        within(PREPARE_WITHIN, store, "prepare", driver.expect_edges(&queries)).await?;
         let hold = within(PREPARE_WITHIN, store, "prepare", driver.prepare(context)).await?;
         locked(&self.probes).insert(store.clone(), probe.clone());
         let view = DrainView {
@@ -78,6 +80,11 @@ impl Hands {
         locked(&self.drains).insert(store.clone(), view);
         let safe_for_micros = u64::try_from(hold.safe_for.as_micros()).unwrap_or(u64::MAX);
         Ok(Outcome::Prepared { probe: Box::new(probe), safe_for_micros })
+    }
+
+    /// What the references of the platform will ask of this store's pin.
+    fn queries_of(&self, store: &StoreName) -> Vec<EdgeQuery> {
+        self.head.platform.references.iter().flat_map(|reference| references::queries_of(reference, store)).collect()
     }
 
     pub(super) async fn observe(&self, store: &StoreName, context: &Context) -> Result<Outcome> {
@@ -156,10 +163,11 @@ impl Hands {
         let scratch = self.head.scratch.join(format!("reference-{reference}"));
         let runtime = tokio::runtime::Handle::current();
         let (thread, store) = (format!("reference {reference}"), declared.from.clone());
+        let environment = self.head.platform.environment.to_string();
         let checked = on_thread(&thread, move || {
             std::fs::create_dir_all(&scratch).or_io(|| format!("cannot create the folder `{}`", scratch.display()))?;
             let (from, to) = ((from.as_ref(), Some(&pins.0)), (to.as_ref(), Some(&pins.1)));
-            references::check(&declared, from, to, &scratch, &context, &runtime)
+            references::check(&declared, &environment, from, to, &scratch, &context, &runtime)
         });
         let checked = checked.await.map_err(|error| error.store(store.as_str()).operation("references"))?;
         Ok(Outcome::References(checked.count()))

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use stillpoint_core::driver::Driver;
-use stillpoint_core::error::{Error, IoContext, Result};
+use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::id::{EnvironmentName, StoreName};
 use stillpoint_core::plan::RestorePlan;
 use stillpoint_core::statefile::StoreState;
@@ -106,7 +106,15 @@ fn open_in_folder(
     let same = declared.filter(|declared| declared.driver == *driver);
     let settings = same.map_or_else(BTreeMap::new, |declared| declared.settings.clone());
     let registration = stillpoint_drivers::find(driver)?;
-    let settings = (registration.into_folder)(&settings, folder);
+    let Some(into_folder) = registration.into_folder else {
+        return Err(Error::new(Kind::Config, format!("a `{driver}` store lives on a server, not in a folder"))
+            .store(store.as_str())
+            .hint(format!(
+                "say where it goes under `targets.NAME.stores.{store}` and restore with `--into NAME`; \
+                 `stillpoint export` writes its files to a folder"
+            )));
+    };
+    let settings = into_folder(&settings, folder);
     std::fs::create_dir_all(scratch).or_io(|| format!("cannot create the folder `{}`", scratch.display()))?;
     let secrets = config.secrets.clone();
     let resolve = move |secret: &stillpoint_core::platform::Secret| secrets.resolve(secret);

@@ -5,6 +5,7 @@ use serde::Serialize;
 use stillpoint_core::Result;
 use stillpoint_core::capability::Probe;
 use stillpoint_core::driver::Context;
+use stillpoint_core::error::{Error, Kind};
 use stillpoint_core::id::StoreName;
 use stillpoint_drivers::{REGISTRY, Registration};
 
@@ -33,6 +34,29 @@ pub fn schema(name: &str) -> Result<Schema> {
 /// The user's page of a driver: privileges it needs, versions, capability.
 pub fn page(name: &str) -> Result<&'static Registration> {
     stillpoint_drivers::find(name)
+}
+
+/// The privileges that one store of the configuration needs, ready to paste. Fails with `Config` if its
+/// kind has no such text.
+pub fn policy(config: &Config, name: &str, store: &StoreName) -> Result<String> {
+    let driver = stillpoint_drivers::find(name)?;
+    let declared = config.platform.stores.get(store).ok_or_else(|| {
+        let known: Vec<_> = config.platform.stores.keys().map(StoreName::as_str).collect();
+        Error::new(Kind::Config, format!("there is no store `{store}`")).hint(format!("stores: {}", known.join(", ")))
+    })?;
+    if declared.driver != name {
+        let hint = format!("stillpoint driver policy {} --store {store}", declared.driver);
+        return Err(Error::new(Kind::Config, format!("`{store}` is a store of `{}`", declared.driver)).hint(hint));
+    }
+    (driver.policy)(&declared.settings)?.ok_or_else(|| {
+        Error::new(Kind::Config, format!("there is no policy to print for `{store}`"))
+            .hint(format!("stillpoint driver policy {name}    has the page that says what it needs"))
+    })
+}
+
+/// The same for a store with the fewest settings; `None` for kinds that have no such text.
+pub fn example_policy(name: &str) -> Result<Option<String>> {
+    (stillpoint_drivers::find(name)?.policy)(&stillpoint_drivers::Settings::new())
 }
 
 /// What a store says of itself.

@@ -176,7 +176,7 @@ impl Performer {
 }
 
 /// The head of a text that a hook gave back, on one line.
-fn shown(bytes: &[u8]) -> String {
+pub(crate) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(SHOWN_BYTES_MAX) {

@@ -3,6 +3,7 @@
 //! Both sides are sorted outside memory and merged in one pass, so ten million edges need no more
 //! memory than ten thousand. What a missing referent means for the run is not decided here.
 
+pub(crate) mod command;
 mod sort;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::path::Path;
 
 use stillpoint_core::driver::{Context, Driver, Edge, EdgeQuery, Pin};
 use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::id::StoreName;
 use stillpoint_core::platform::Reference;
 use stillpoint_core::reference::{Checked, merge};
 use tokio::runtime::Handle;
@@ -29,24 +31,35 @@ const CHECK_EVERY: u64 = 4_096;
 /// A store, and its pin; without a pin the live store is asked.
 pub type Side<'a> = (&'a dyn Driver, Option<&'a Pin>);
 
+/// What `reference` will ask of `store`'s pin; a program asks for itself.
+pub(crate) fn queries_of(reference: &Reference, store: &StoreName) -> impl Iterator<Item = EdgeQuery> {
+    let leaves = reference.from == *store && command::line_of(&reference.query).is_none();
+    let from = leaves.then(|| EdgeQuery::From(reference.query.clone()));
+    let to = (reference.to == *store).then(|| EdgeQuery::Held(reference.kind.clone()));
+    from.into_iter().chain(to)
+}
+
 /// Evaluates `reference` from one store to the other. Blocks; call it on a thread of its own.
 ///
-/// `scratch` takes the temporary files, which are gone when the call returns.
+/// `scratch` takes the temporary files, which are gone when the call returns. `environment` is whose
+/// stores these are, for programs that name edges.
 ///
 /// # Errors
 /// Those of the drivers; `Unsupported` if one of them has no edges at all.
 pub fn check(
     reference: &Reference,
+    environment: &str,
     from: Side<'_>,
     to: Side<'_>,
     scratch: &Path,
     context: &Context,
     runtime: &Handle,
 ) -> Result<Checked> {
-    Evaluation { context, runtime, scratch, bytes_max: SORT_BYTES_MAX }.run(reference, from, to)
+    Evaluation { environment, context, runtime, scratch, bytes_max: SORT_BYTES_MAX }.run(reference, from, to)
 }
 
 struct Evaluation<'a> {
+    environment: &'a str,
     context: &'a Context,
     runtime: &'a Handle,
     scratch: &'a Path,
@@ -55,8 +68,8 @@ struct Evaluation<'a> {
 
 impl Evaluation<'_> {
     fn run(&self, reference: &Reference, from: Side<'_>, to: Side<'_>) -> Result<Checked> {
-        let leaving = || self.sorted(from, &EdgeQuery::From(reference.query.clone()), true);
-        let held = || self.sorted(to, &EdgeQuery::Held(reference.kind.clone()), false);
+        let leaving = || self.leaving(reference, from);
+        let held = || self.asked(to, &EdgeQuery::Held(reference.kind.clone()), false);
         // Calls on one store never overlap.
         let same = std::ptr::addr_eq(std::ptr::from_ref(from.0), std::ptr::from_ref(to.0));
         let (edges, held) = if same {
@@ -81,8 +94,25 @@ impl Evaluation<'_> {
         }
     }
 
-    /// Everything that the query yields, sorted by referent.
-    fn sorted(&self, side: Side<'_>, query: &EdgeQuery, owners: bool) -> Result<Sorted> {
+    /// The edges that leave a store, as its driver or a program names them.
+    fn leaving(&self, reference: &Reference, from: Side<'_>) -> Result<Sorted> {
+        let Some(line) = command::line_of(&reference.query) else {
+            return self.asked(from, &EdgeQuery::From(reference.query.clone()), true);
+        };
+        let view = command::View { store: reference.from.as_str(), environment: self.environment, pin: from.1 };
+        self.sorted(true, |visit| command::edges(line, &view, self.context, visit))
+    }
+
+    /// Everything that a driver yields, sorted by referent.
+    fn asked(&self, side: Side<'_>, query: &EdgeQuery, owners: bool) -> Result<Sorted> {
+        self.sorted(owners, |visit| self.runtime.block_on(side.0.edges(self.context, side.1, query, visit)))
+    }
+
+    fn sorted(
+        &self,
+        owners: bool,
+        yield_edges: impl FnOnce(&mut (dyn FnMut(Edge) -> Result<()> + Send)) -> Result<()>,
+    ) -> Result<Sorted> {
         let mut sorter = Sorter::new(self.scratch, self.bytes_max);
         let mut count = 0_u64;
         let mut visit = |edge: Edge| {
@@ -92,7 +122,7 @@ impl Evaluation<'_> {
             }
             sorter.push(&edge.referent, if owners { edge.owner.as_bytes() } else { b"" })
         };
-        self.runtime.block_on(side.0.edges(self.context, side.1, query, &mut visit))?;
+        yield_edges(&mut visit)?;
         sorter.finish()
     }
 

@@ -126,7 +126,13 @@ fn reference() -> Reference {
 fn evaluate(from: &Synthetic, to: &Synthetic, bytes_max: usize, context: &Context) -> Result<Checked> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let scratch = tempfile::tempdir().expect("a folder");
-    let evaluation = Evaluation { context, runtime: runtime.handle(), scratch: scratch.path(), bytes_max };
+    let evaluation = Evaluation {
+        environment: "production",
+        context,
+        runtime: runtime.handle(),
+        scratch: scratch.path(),
+        bytes_max,
+    };
     let checked = evaluation.run(&reference(), (from, None), (to, None));
     let left = std::fs::read_dir(scratch.path()).expect("a folder").count();
     assert_eq!(left, 0, "temporary files have no names");

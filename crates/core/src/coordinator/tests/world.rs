@@ -332,7 +332,12 @@ impl World {
             Action::RemoveSnapshot => self.snapshot = false,
             Action::CheckReference { .. } => {
                 let missing = self.setting.missing;
-                return Outcome::References(ReferenceCount { checked: 9, missing, examples: Vec::new() });
+                return Outcome::References(ReferenceCount {
+                    checked: 9,
+                    missing,
+                    examples: Vec::new(),
+                    unreferenced: None,
+                });
             }
             Action::WriteSnapshot => {
                 self.backup_open = false;

@@ -260,10 +260,10 @@ async fn check_references(
         let (source, target) = (Arc::clone(source), Arc::clone(target));
         let (declared, scratch) = (reference.clone(), ready.scratch.path().to_owned());
         let (context, runtime) = (Context::default(), Handle::current());
-        let working = context.clone();
+        let (working, environment) = (context.clone(), plan.target_environment.to_string());
         let work = on_thread("references", move || {
             let sides = ((source.as_ref(), None), (target.as_ref(), None));
-            crate::references::check(&declared, sides.0, sides.1, &scratch, &working, &runtime)
+            crate::references::check(&declared, &environment, sides.0, sides.1, &scratch, &working, &runtime)
         });
         let checked = tokio::select! {
             checked = work => checked?,
@@ -283,6 +283,7 @@ async fn check_references(
             checked: count.checked,
             missing: count.missing,
             examples: count.examples,
+            unreferenced: count.unreferenced,
         });
     }
     Ok(good)

@@ -138,6 +138,7 @@ pub(super) fn edges_show_the_pinned_view(world: &World<'_>) -> Verdict {
     let Some((query, expected)) = source.subject.edges()? else {
         return Err(Stop::Broken("the capability says that there are edges, the harness names none".to_owned()));
     };
+    world.block(driver.expect_edges(std::slice::from_ref(&query)))?;
     let pin = world.pin(driver)?;
     source.subject.put("later/one", b"1")?;
     let ask = |driver: &dyn stillpoint_core::driver::Driver, pin| -> Verdict<std::collections::BTreeSet<Vec<u8>>> {

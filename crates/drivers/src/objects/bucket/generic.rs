@@ -1,7 +1,7 @@
-//! Objects in a bucket, through the `object_store` crate: listing, reading, writing.
+//! Buckets of GCS and Azure, through the `object_store` crate: listing, reading, writing, no versions.
 //!
-//! Kept apart from the directory because everything here is asynchronous inside and blocking
-//! outside: requests run on a small runtime of their own, so that any thread may wait for them.
+//! Everything here is asynchronous inside and blocking outside: requests run on a small runtime of
+//! their own, so that any thread may wait for them.
 
 use std::future::Future;
 use std::io::Read;
@@ -20,8 +20,9 @@ use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{Content, ContentEnd};
 
-use super::client::{Fetched, Listed, Place, Skipped};
-use super::wire::{self, Record, STAMP_KEY};
+use crate::objects::client::{Fetched, Place, Skipped, Waiting};
+use crate::objects::keys;
+use crate::objects::wire::{self, Record, STAMP_KEY};
 
 /// Objects up to this size are read while others are requested; larger ones are streamed.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
@@ -31,10 +32,11 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(120);
 const PART_BYTES: usize = 8 << 20;
 
 /// A bucket, or what lies below a prefix of one.
-pub(super) struct Bucket {
+pub(in super::super) struct Bucket {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     connections: usize,
+    slots: Arc<tokio::sync::Semaphore>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -58,7 +60,8 @@ impl Bucket {
             .enable_all()
             .build()
             .map_err(|error| Error::io("cannot start the thread of a bucket", error))?;
-        Ok(Self { store, prefix, connections, runtime: Some(runtime) })
+        let slots = Arc::new(tokio::sync::Semaphore::new(connections));
+        Ok(Self { store, prefix, connections, slots, runtime: Some(runtime) })
     }
 
     /// What all keys of the store begin with in the bucket; may be empty.
@@ -74,8 +77,8 @@ impl Bucket {
 
     fn location(&self, key: &[u8]) -> Result<Path> {
         let odd = || {
-            Error::new(Kind::Unsupported, format!("the key `{}` cannot be asked for", super::keys::shown(key)))
-                .hint("keys with empty parts or `.` and `..` come with the driver for S3")
+            Error::new(Kind::Unsupported, format!("the key `{}` cannot be asked for", keys::shown(key)))
+                .hint("keys with empty parts or `.` and `..` can be read from S3 only")
         };
         let key = std::str::from_utf8(key).map_err(|_| odd())?;
         let whole = if self.prefix.as_ref().is_empty() { key.to_owned() } else { format!("{}/{key}", self.prefix) };
@@ -144,16 +147,18 @@ fn wait_on<T: Send + 'static>(
         sender.send(tokio::time::timeout(REQUEST_TIME_MAX, work).await).ok();
     });
     let answer = receiver.recv().map_err(|error| Error::internal("a request ended without an answer").source(error))?;
-    answer.map_err(|_| {
-        let seconds = REQUEST_TIME_MAX.as_secs();
-        Error::new(Kind::TimedOut, format!("the bucket did not answer within {seconds} s")).temporary()
-    })
+    answer.map_err(|_| too_slow())
+}
+
+fn too_slow() -> Error {
+    let seconds = REQUEST_TIME_MAX.as_secs();
+    Error::new(Kind::TimedOut, format!("the bucket did not answer within {seconds} s")).temporary()
 }
 
 /// Turns an error of the service into ours.
 fn failed(verb: &str, key: &[u8], error: object_store::Error) -> Error {
     use object_store::Error as E;
-    let message = format!("cannot {verb} the object `{}`", super::keys::shown(key));
+    let message = format!("cannot {verb} the object `{}`", keys::shown(key));
     let wrapped = |kind| Error::new(kind, message);
     match &error {
         E::NotFound { .. } => wrapped(Kind::NotFound),
@@ -163,7 +168,7 @@ fn failed(verb: &str, key: &[u8], error: object_store::Error) -> Error {
         E::Unauthenticated { .. } => wrapped(Kind::Unauthenticated),
         E::NotSupported { .. } | E::NotImplemented { .. } => wrapped(Kind::Unsupported),
         E::InvalidPath { .. } => wrapped(Kind::Unsupported)
-            .hint("the bucket holds keys with empty parts or `.` and `..`; they come with the driver for S3"),
+            .hint("the bucket holds keys with empty parts or `.` and `..`; those can be read from S3 only"),
         E::UnknownConfigurationKey { .. } => wrapped(Kind::Config),
         _ => wrapped(Kind::Unreachable).temporary(),
     }
@@ -174,10 +179,9 @@ fn record(meta: &ObjectMeta) -> Record {
     Record {
         size: meta.size,
         modified: (meta.last_modified.timestamp(), meta.last_modified.timestamp_subsec_nanos().min(999_999_999)),
-        changed: None,
-        file: None,
         etag: meta.e_tag.clone(),
         version: meta.version.clone(),
+        ..Record::default()
     }
 }
 
@@ -266,45 +270,41 @@ impl Place for Bucket {
         }
     }
 
-    fn fetch(&self, wanted: &[Listed]) -> Result<Vec<Fetched>> {
-        let mut requests = Vec::with_capacity(wanted.len());
-        for (key, record) in wanted {
-            requests.push(get(self.store.clone(), self.location(key)?, record.clone()));
-        }
-        let answers = self.wait(futures::future::join_all(requests))?;
+    fn begin(&self, key: &[u8], record: &Record) -> Result<Waiting> {
         let runtime = self.runtime.as_ref().ok_or_else(|| Error::internal("the bucket was closed"))?;
-        answers
-            .into_iter()
-            .zip(wanted)
-            .map(|(answer, (key, record))| {
-                let (body, replaced) = answer.map_err(|error| failed("read", key, error))?;
-                let why = replaced.then(|| "was replaced while the point was taken".to_owned());
-                let (content, attributes) = match body {
-                    Body::Gone => return Ok(Fetched::Gone),
-                    Body::Small(bytes, attributes) => (
-                        BucketContent { key: key.clone(), left: record.size, why, rest: bytes, stream: None },
-                        attributes,
-                    ),
-                    Body::Stream(stream, attributes) => {
-                        let stream = Some((runtime.handle().clone(), stream));
-                        let rest = Bytes::new();
-                        (BucketContent { key: key.clone(), left: record.size, why, rest, stream }, attributes)
-                    }
-                };
-                Ok(Fetched::Found(Box::new(content), attributes_to_store(&attributes)))
-            })
-            .collect()
+        let (handle, key, left) = (runtime.handle().clone(), key.to_vec(), record.size);
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let (slots, request) = (self.slots.clone(), get(self.store.clone(), self.location(&key)?, record.clone()));
+        handle.spawn(async move {
+            let slot = slots.acquire().await;
+            let answer = tokio::time::timeout(REQUEST_TIME_MAX, request).await;
+            drop(slot);
+            // Who asked may have given up.
+            sender.send(answer).ok();
+        });
+        Ok(Box::new(move || {
+            let ended = |error| Error::internal("a request ended without an answer").source(error);
+            let answer = receiver.recv().map_err(ended)?.map_err(|_| too_slow())?;
+            let (body, replaced) = answer.map_err(|error| failed("read", &key, error))?;
+            let why = replaced.then(|| "was replaced while the point was taken".to_owned());
+            let (rest, stream, attributes) = match body {
+                Body::Gone => return Ok(Fetched::Gone),
+                Body::Small(bytes, attributes) => (bytes, None, attributes),
+                Body::Stream(stream, attributes) => (Bytes::new(), Some((handle, stream)), attributes),
+            };
+            let content = BucketContent { key, left, why, rest, stream };
+            Ok(Fetched::Found(Box::new(content), attributes_to_store(&attributes)))
+        }))
     }
 
-    fn fetch_count(&self) -> usize {
-        self.connections
+    fn ahead_max(&self) -> usize {
+        self.connections * 2
     }
 
     fn open(&self, key: &[u8]) -> Result<Option<Box<dyn Read + Send>>> {
-        let mut fetched = self.fetch(&[(key.to_vec(), Record::default())])?;
-        Ok(match fetched.pop() {
-            Some(Fetched::Found(content, _)) => Some(Box::new(ContentReader(content))),
-            _ => None,
+        Ok(match self.begin(key, &Record::default())?()? {
+            Fetched::Found(content, _) => Some(Box::new(ContentReader(content))),
+            Fetched::Gone => None,
         })
     }
 
@@ -312,7 +312,7 @@ impl Place for Bucket {
         let mut found = None;
         let stop = || Error::new(Kind::Cancelled, "one object is enough");
         let listed = self.list(&Context::default(), &mut |key, _| {
-            found = Some(format!("`{}` and what is beside it", super::keys::shown(&key)));
+            found = Some(format!("`{}` and what is beside it", keys::shown(&key)));
             Err(stop())
         });
         match (found, listed) {
@@ -375,7 +375,7 @@ impl Content for BucketContent {
 }
 
 /// A content for those who read with `std::io::Read`.
-struct ContentReader(Box<dyn Content>);
+pub(in super::super) struct ContentReader(pub Box<dyn Content>);
 
 impl Read for ContentReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {

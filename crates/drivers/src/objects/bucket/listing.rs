@@ -1,0 +1,291 @@
+//! Listings: several ranges of keys at a time, pages as they come, and of each key the version that
+//! the cut shows.
+//!
+//! Which version that is decides the service's time of it. Two things blur that time: many services
+//! cut it off to the second, and date an upload in parts by its begin. What is in doubt for either
+//! reason is kept with the id of the other candidate, and named. Services that tell fractions of a second
+//! are taken to date uploads by their end, as MinIO does.
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use stillpoint_core::driver::Context;
+use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::tree::FileTime;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::answers::{Entry, Page};
+use super::request::Client;
+use super::verbs::What;
+
+/// Ranges that are listed at a time.
+pub(in super::super) const RANGES_MAX: usize = 8;
+/// Pages that wait to be worked on, of all ranges together.
+const PAGES_MAX: usize = 2 * RANGES_MAX;
+/// Fewer prefixes than this are no reason to list in ranges.
+const PREFIXES_MIN: usize = 4;
+
+/// A page of one of the ranges, with its permit to take up memory.
+type Arrived = (usize, Result<Page>, Option<tokio::sync::OwnedSemaphorePermit>);
+
+/// A listing that is about to be made.
+pub(in super::super) struct Listing<'a> {
+    pub client: &'a Client,
+    pub handle: &'a Handle,
+    /// What the keys begin with; they are told whole.
+    pub prefix: &'a str,
+    pub what: What,
+    /// Keys at which ranges end, ascending; each belongs to the range that it ends.
+    pub splits: Vec<Vec<u8>>,
+}
+
+impl Listing<'_> {
+    /// Calls `visit` for all entries. Those of one key follow each other, the newest first, if one
+    /// range's are looked at alone; the number of the range comes along.
+    pub fn run(self, context: &Context, visit: &mut dyn FnMut(usize, Entry) -> Result<()>) -> Result<()> {
+        let (sender, receiver) = channel::<Arrived>();
+        let room = Arc::new(Semaphore::new(PAGES_MAX));
+        let mut from = None;
+        let ends = self.splits.iter().cloned().map(Some).chain([None]);
+        for (number, to) in ends.enumerate() {
+            let range =
+                Range { client: self.client.clone(), prefix: self.prefix.to_owned(), what: self.what, from, to };
+            from = range.to.clone();
+            let (sender, room) = (sender.clone(), room.clone());
+            self.handle.spawn(async move {
+                let mut next = range.first();
+                loop {
+                    let permit = room.clone().acquire_owned().await.ok();
+                    let page = range.client.list(range.what, &range.prefix, None, &next).await;
+                    let page = page.map(|page| range.within(page));
+                    next = page.as_ref().map_or_else(|_| Vec::new(), |page| page.next.clone());
+                    // Nobody listens any more once the listing has failed or was stopped.
+                    if sender.send((number, page, permit)).is_err() || next.is_empty() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        // Pages go out in the order in which they come; ends are told by the senders' going.
+        for (number, page, permit) in receiver {
+            context.check()?;
+            page?.entries.into_iter().try_for_each(|entry| visit(number, entry))?;
+            drop(permit);
+        }
+        Ok(())
+    }
+}
+
+struct Range {
+    client: Client,
+    prefix: String,
+    what: What,
+    /// The key behind which it begins.
+    from: Option<Vec<u8>>,
+    /// The key at which it ends, inclusive.
+    to: Option<Vec<u8>>,
+}
+
+impl Range {
+    fn first(&self) -> Vec<(String, String)> {
+        let name = if self.what == What::Versions { "key-marker" } else { "start-after" };
+        // Where a key is no text, the range begins at the front, and what is before it is dropped.
+        let from = self.from.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+        from.map(|key| (name.to_owned(), key.to_owned())).into_iter().collect()
+    }
+
+    fn within(&self, mut page: Page) -> Page {
+        page.entries.retain(|entry| self.from.as_ref().is_none_or(|from| entry.key > *from));
+        if let Some(to) = &self.to
+            && page.entries.last().is_some_and(|last| last.key > *to)
+        {
+            page.entries.retain(|entry| entry.key <= *to);
+            page.next.clear();
+        }
+        page
+    }
+}
+
+/// Keys to split at, from the folders that a bucket shows at a glance.
+pub(in super::super) async fn probe_splits(client: &Client, prefix: &str) -> Result<Vec<Vec<u8>>> {
+    let page = client.list(What::Objects, prefix, Some("/"), &[]).await?;
+    let mut splits = Vec::new();
+    if page.prefixes.len() >= PREFIXES_MIN {
+        for folder in spread(&page.prefixes) {
+            // Not every clone goes on rightly behind a key that is not there.
+            if let Ok(folder) = String::from_utf8(folder) {
+                splits.extend(client.first(What::Objects, &folder).await?);
+            }
+        }
+    }
+    Ok(splits)
+}
+
+/// A few of many keys, evenly spread, ascending.
+pub(in super::super) fn spread(keys: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mut chosen: Vec<_> =
+        (1..RANGES_MAX).filter_map(|number| keys.get(keys.len() * number / RANGES_MAX)).cloned().collect();
+    chosen.sort();
+    chosen.dedup();
+    chosen
+}
+
+/// Of one key, what the cut shows.
+#[derive(Debug, PartialEq, Eq)]
+pub(in super::super) struct Chosen {
+    /// The version, or a marker that says the object was deleted.
+    pub entry: Entry,
+    /// The next older one, where it is in doubt which of the two it was: a version id, or `absent`.
+    pub other: Option<String>,
+}
+
+/// Chooses among the versions of one key after the other.
+#[derive(Debug)]
+pub(in super::super) struct Chooser {
+    /// The cut.
+    pub at: FileTime,
+    /// Uploads in parts that are dated from here on may have been completed after the cut.
+    pub uploads_from: FileTime,
+    /// The first of a key that is not later than the cut, while it is in doubt.
+    open: Option<Entry>,
+    /// The key of which the answer is known.
+    done: Option<Vec<u8>>,
+    /// Versions that are later than the cut.
+    pub later: u64,
+}
+
+impl Chooser {
+    /// Chooses for the cut at `at`.
+    pub fn new(at: FileTime, uploads_from: FileTime) -> Self {
+        Self { at, uploads_from, open: None, done: None, later: 0 }
+    }
+
+    /// Takes the next version; adds to `known` what became known by it.
+    pub fn push(&mut self, entry: Entry, known: &mut Vec<Chosen>) {
+        if self.done.as_ref().is_some_and(|done| *done == entry.key) {
+            return;
+        }
+        if let Some(open) = self.open.take_if(|open| open.key == entry.key) {
+            // The next older one of a key in doubt.
+            self.done = Some(entry.key);
+            let other = if entry.is_marker { None } else { entry.version };
+            known.push(Chosen { entry: open, other: Some(other.unwrap_or_else(|| ABSENT.to_owned())) });
+            return;
+        }
+        self.finish(known);
+        let time = FileTime { seconds: entry.modified.0, nanos: entry.modified.1 };
+        if time > self.at {
+            self.later += 1;
+            return;
+        }
+        let is_cut_off = time.nanos == 0;
+        let in_parts = entry.etag.as_deref().is_some_and(|etag| etag.contains('-'));
+        if is_cut_off && (time.seconds == self.at.seconds || (in_parts && time >= self.uploads_from)) {
+            self.open = Some(entry);
+        } else {
+            self.done = Some(entry.key.clone());
+            known.push(Chosen { entry, other: None });
+        }
+    }
+
+    /// Ends the last key.
+    pub fn finish(&mut self, known: &mut Vec<Chosen>) {
+        known.extend(self.open.take().map(|entry| Chosen { entry, other: Some(ABSENT.to_owned()) }));
+    }
+}
+
+/// Instead of a version id: the key had no object.
+pub(in super::super) const ABSENT: &str = "absent";
+
+/// The key below the prefix.
+pub(in super::super) fn below_prefix(mut entry: Entry, prefix: &str) -> Result<Entry> {
+    match entry.key.strip_prefix(prefix.as_bytes()) {
+        Some(rest) => entry.key = rest.to_vec(),
+        None => return Err(Error::new(Kind::Corrupt, "the service lists keys that were not asked for")),
+    }
+    Ok(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, version: &str, time: (i64, u32), etag: &str) -> Entry {
+        let (is_marker, version) = (etag.is_empty(), Some(version.to_owned()));
+        Entry { key: key.into(), version, is_marker, modified: time, etag: Some(etag.to_owned()), size: 1, class: None }
+    }
+
+    fn choose(entries: Vec<Entry>, at: (i64, u32)) -> Vec<(String, String, Option<String>)> {
+        let time = |(seconds, nanos)| FileTime { seconds, nanos };
+        let mut chooser = Chooser::new(time(at), time((at.0 - 10, 0)));
+        let mut found = Vec::new();
+        entries.into_iter().for_each(|entry| chooser.push(entry, &mut found));
+        chooser.finish(&mut found);
+        let text = |key: Vec<u8>| String::from_utf8(key).unwrap();
+        found.into_iter().map(|c| (text(c.entry.key), c.entry.version.unwrap(), c.other)).collect()
+    }
+
+    #[test]
+    fn the_newest_version_that_is_not_later_is_chosen() {
+        let found = choose(
+            vec![
+                entry("a", "a3", (101, 5), "x"),
+                entry("a", "a2", (99, 5), "x"),
+                entry("a", "a1", (98, 5), "x"),
+                entry("b", "b1", (101, 5), "x"),
+                entry("c", "c2", (90, 1), ""),
+                entry("c", "c1", (80, 1), "x"),
+                entry("d", "d1", (100, 500), "x"),
+            ],
+            (100, 500),
+        );
+        let chosen = |key: &str, version: &str| (key.to_owned(), version.to_owned(), None);
+        assert_eq!(found, [chosen("a", "a2"), chosen("c", "c2"), chosen("d", "d1")]);
+    }
+
+    #[test]
+    fn what_the_times_do_not_tell_is_kept_with_both_ids() {
+        let found = choose(
+            vec![
+                entry("a", "a2", (100, 0), "x"),
+                entry("a", "a1", (99, 0), "x"),
+                entry("b", "b1", (100, 0), "x"),
+                entry("c", "c2", (100, 0), "x"),
+                entry("c", "c1", (90, 0), ""),
+                entry("d", "d2", (95, 0), "x-3"),
+                entry("d", "d1", (94, 0), "x"),
+                entry("e", "e2", (80, 0), "x-3"),
+                entry("e", "e1", (79, 0), "x"),
+                entry("f", "f1", (99, 1), "x"),
+                entry("g", "g1", (100, 0), "x"),
+            ],
+            (100, 700),
+        );
+        let doubt =
+            |key: &str, version: &str, other: &str| (key.to_owned(), version.to_owned(), Some(other.to_owned()));
+        let sure = |key: &str, version: &str| (key.to_owned(), version.to_owned(), None);
+        assert_eq!(
+            found,
+            [
+                doubt("a", "a2", "a1"),
+                doubt("b", "b1", ABSENT),
+                doubt("c", "c2", ABSENT),
+                doubt("d", "d2", "d1"),
+                sure("e", "e2"),
+                sure("f", "f1"),
+                doubt("g", "g1", ABSENT),
+            ]
+        );
+    }
+
+    #[test]
+    fn splits_are_spread_and_ascending() {
+        let keys: Vec<Vec<u8>> = (0..100u8).map(|number| vec![number]).collect();
+        let splits = spread(&keys);
+        assert_eq!(splits.len(), RANGES_MAX - 1);
+        assert!(splits.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(spread(&[]), Vec::<Vec<u8>>::new());
+    }
+}

@@ -1,0 +1,278 @@
+//! Copies within the service: a mirror bucket instead of bytes in the point, and the way back from
+//! it or from versions that a point only refers to.
+//!
+//! A copy is recorded by the version that it got. Copies of an earlier point are taken over if the
+//! mirror still lists that very version; whoever removes versions there is found out at the next point.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use stillpoint_core::driver::{Context, Drained, Loss, Restored};
+use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::tree::Tree;
+
+use super::crew;
+use super::facts;
+use super::read::Reader;
+use super::request::Client;
+use super::s3::S3;
+use super::verbs::{Part, Which};
+use super::write::Job;
+use crate::objects::drain::{Items, Lines};
+use crate::objects::spool::{Entries, Sorted, Sorter};
+use crate::objects::wire::{Location, Record};
+use crate::objects::{Objects, keys};
+
+/// The largest object that one request copies.
+const COPY_BYTES_MAX: u64 = 5 << 30;
+
+/// An object that lies somewhere on the service.
+struct Origin<'a> {
+    reader: &'a Arc<Reader>,
+    bucket: &'a str,
+    /// In the bucket.
+    key: &'a [u8],
+    version: Option<&'a str>,
+    record: &'a Record,
+}
+
+/// Copies within the service; the copy has the metadata, tags and parts of its origin. Returns its
+/// version.
+async fn copy_object(origin: &Origin<'_>, target: &Client, key: &[u8]) -> Result<Option<String>> {
+    let which = Which { key: origin.key, version: origin.version };
+    let source = which.as_source(origin.bucket);
+    let parts = origin.reader.parts(&which, origin.record).await?.filter(|parts| parts.len() > 1);
+    let Some(parts) = parts else {
+        if origin.record.size > COPY_BYTES_MAX {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("`{}` is too large to be copied at once", keys::shown(origin.key)),
+            ));
+        }
+        let mut headers = Vec::new();
+        // A version that is named cannot change; `null` can.
+        if let Some(etag) = &origin.record.etag {
+            headers.push(("x-amz-copy-source-if-match".to_owned(), etag.clone().into_bytes()));
+        }
+        return target.copy(&source, key, &headers).await;
+    };
+    let answer = origin.reader.client.head(which, None).await?;
+    let mut attributes = facts::of_headers(&answer.headers);
+    if answer.header("x-amz-tagging-count").is_none_or(|count| count != "0") {
+        let text = origin.reader.client.document(which, "tagging", "s3:GetObjectTagging").await?;
+        let tags = super::answers::tags(&text)?;
+        attributes
+            .extend((!tags.is_empty()).then(|| (crate::objects::wire::attribute_name("tags"), tags.into_bytes())));
+    }
+    let headers: Vec<_> = facts::to_headers(&attributes, true)
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with("x-amz-checksum-"))
+        .collect();
+    let upload = target.begin_upload(key, &headers).await?;
+    let completed = async {
+        let mut done: Vec<Part> = Vec::with_capacity(parts.len());
+        let mut first = 0;
+        for (index, size) in parts.iter().enumerate() {
+            done.push(target.copy_part(key, &upload, index + 1, &source, (first, first + size - 1)).await?);
+            first += size;
+        }
+        target.complete_upload(key, &upload, &done, false).await
+    };
+    let completed = completed.await;
+    if completed.is_err() {
+        // The first failure is reported; what stays of the upload, the service or its rules remove.
+        target.abort_upload(key, &upload).await.ok();
+    }
+    completed
+}
+
+/// Walks the versions of a mirror beside a sorted list.
+struct Present {
+    entries: Entries,
+    ahead: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Present {
+    fn new(mirror: &S3, driver: &Objects, context: &Context) -> Result<Self> {
+        let mut sorter = Sorter::new(&driver.scratch)?;
+        mirror.versions(context, &mut |entry| match entry.version {
+            Some(version) if !entry.is_marker => {
+                sorter.push(keys::sort_key(&keys::escape(&entry.key)), version.into_bytes())
+            }
+            _ => Ok(()),
+        })?;
+        let mut entries = sorter.finish()?.entries()?;
+        let ahead = entries.next_entry()?;
+        Ok(Self { entries, ahead })
+    }
+
+    /// The versions that the mirror has of a key; calls come in ascending order.
+    fn of(&mut self, sort_key: &[u8]) -> Result<HashSet<Vec<u8>>> {
+        let mut found = HashSet::new();
+        while let Some((key, version)) = self.ahead.take() {
+            if key.as_slice() > sort_key {
+                self.ahead = Some((key, version));
+                break;
+            }
+            if key == sort_key {
+                found.insert(version);
+            }
+            self.ahead = self.entries.next_entry()?;
+        }
+        Ok(found)
+    }
+}
+
+/// Has one object copied into the mirror; returns the copy's version, or `None` if the object is not
+/// there any more.
+fn copy_into(s3: &S3, mirror: &S3, key: &[u8], record: &Record) -> Result<Option<String>> {
+    let (reader, target) = (s3.reader.clone(), mirror.client.clone());
+    let (from, to, of) = (s3.whole_key(key), mirror.whole_key(key), record.clone());
+    let bucket = s3.client.bucket().to_owned();
+    let made = s3.wait(async move {
+        let version = of.version.as_deref();
+        copy_object(&Origin { reader: &reader, bucket: &bucket, key: &from, version, record: &of }, &target, &to).await
+    });
+    match made {
+        Ok(Some(version)) => Ok(Some(version)),
+        Ok(None) => Err(Error::new(Kind::Unsupported, "the mirror gave a copy no version")),
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Conflict) => {
+            // A bucket that is gone is no loss of one object: this fails if it is.
+            for place in [s3, mirror] {
+                let (client, prefix) = (place.client.clone(), place.prefix.clone());
+                s3.wait(async move { client.time(&prefix).await })?;
+            }
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Has every object of the list copied into the mirror, and returns the list with the copies' versions.
+pub(in super::super) fn copy(
+    driver: &Objects,
+    s3: &S3,
+    mirror: &S3,
+    context: &Context,
+    records: &Sorted,
+    parent: Option<&dyn Tree>,
+    drained: &mut Drained,
+) -> Result<Sorted> {
+    if s3.client.bucket() == mirror.client.bucket() {
+        return Err(Error::new(Kind::Config, "the mirror is the bucket itself").hint("mirror: s3://another-bucket"));
+    }
+    let mut present = Present::new(mirror, driver, context)?;
+    let mut lines = parent.map(Lines::new).transpose()?;
+    let mut items = Items::new(records)?;
+    let copied = Mutex::new((Sorter::new(&driver.scratch)?, Vec::new()));
+    let add = |key: &[u8], record: &Record| {
+        let (sort_key, bytes) = (keys::sort_key(&keys::escape(key)), record.to_bytes()?);
+        copied.lock().expect("no holder panics").0.push(sort_key, bytes)
+    };
+    let feed = |give: &mut dyn FnMut((Vec<u8>, Record)) -> Result<()>| {
+        while let Some(item) = items.next_item()? {
+            let sort_key = keys::sort_key(&item.names);
+            let there = present.of(&sort_key)?;
+            let known = match &mut lines {
+                Some(lines) => lines.find(&sort_key)?.filter(|known| item.record.is_same_object(known)),
+                None => None,
+            };
+            let copy = known.and_then(|known| known.copy.clone()).filter(|copy| there.contains(copy.as_bytes()));
+            match copy {
+                Some(copy) => add(&item.key, &Record { copy: Some(copy), ..item.record })?,
+                None => give((item.key, item.record))?,
+            }
+        }
+        Ok(())
+    };
+    let bytes = crew::each(s3.connections, context, feed, |(key, record): (Vec<u8>, Record)| {
+        if let Some(version) = copy_into(s3, mirror, &key, &record)? {
+            add(&key, &Record { copy: Some(version), ..record.clone() })?;
+            return Ok(record.size);
+        }
+        let why = "was deleted or replaced before it was copied".to_owned();
+        copied.lock().expect("no holder panics").1.push(Loss { what: keys::shown(&key), why });
+        Ok(0)
+    })?;
+    let (sorter, losses) = copied.into_inner().expect("no holder panics");
+    drained.bytes_read = bytes;
+    drained.losses.extend(losses);
+    drained.notes.push(format!(
+        "the bytes are copies in the bucket `{}`, not in the point: they must stay there as long as the point",
+        mirror.client.bucket()
+    ));
+    sorter.finish()
+}
+
+/// Has the service copy what the point refers to into an empty bucket.
+pub(super) fn restore(job: &Job<'_>) -> Result<Restored> {
+    let origin = origin(job)?;
+    let reader = Arc::new(job.s3.reader.beside(origin.1, &origin.0.prefix));
+    let below = part_of(job)?;
+    let mut lines = Lines::new(job.source)?;
+    let items = std::sync::atomic::AtomicU64::new(0);
+    let feed = |give: &mut dyn FnMut((Vec<u8>, Record)) -> Result<()>| {
+        while let Some((key, record)) = lines.next_line()? {
+            if is_within(&key, &below) {
+                give((key, record))?;
+            }
+        }
+        Ok(())
+    };
+    let is_mirror = job.summary.mirror.is_some();
+    let bytes = crew::each(job.s3.connections, job.context, feed, |(key, record): (Vec<u8>, Record)| {
+        let (reader, target, bucket) = (reader.clone(), job.s3.client.clone(), origin.0.bucket.clone());
+        let (from, to) = ([origin.0.prefix.as_bytes(), &key].concat(), job.s3.whole_key(&key));
+        let (version, of) = (if is_mirror { record.copy.clone() } else { record.version.clone() }, record.clone());
+        job.s3
+            .wait(async move {
+                let version = version.as_deref();
+                copy_object(
+                    &Origin { reader: &reader, bucket: &bucket, key: &from, version, record: &of },
+                    &target,
+                    &to,
+                )
+                .await
+            })
+            .map_err(|error| match error.kind() {
+                Kind::NotFound => Error::new(
+                    Kind::NotFound,
+                    format!("the version of `{}` that the point refers to is gone", keys::shown(&key)),
+                )
+                .hint("it was removed from the bucket, by hand or by a lifecycle rule")
+                .source(error),
+                _ => error,
+            })?;
+        items.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        job.context.advance(record.size, 1);
+        Ok(record.size)
+    })?;
+    let items = items.into_inner();
+    if items == 0 && job.summary.objects > 0 {
+        return Err(Error::new(Kind::NotFound, format!("the point holds nothing at `{}`", job.top)));
+    }
+    Ok(Restored { items, bytes, ..Restored::default() })
+}
+
+/// Where the objects lie that the point refers to.
+fn origin<'a>(job: &'a Job<'_>) -> Result<(&'a Location, Client)> {
+    let location = job.summary.mirror.as_ref().or(job.summary.source.as_ref());
+    let location =
+        location.ok_or_else(|| Error::new(Kind::Corrupt, "`bucket.json` does not say where the objects are"))?;
+    if location.service != job.s3.client.service() {
+        let what = format!("the objects of this point lie on {}", location.service);
+        return Err(Error::new(Kind::Unsupported, what).hint("a service copies only within itself: restore there"));
+    }
+    Ok((location, job.s3.client.beside(&location.bucket)?))
+}
+
+/// What keys begin with that are asked for.
+pub(super) fn part_of(job: &Job<'_>) -> Result<Vec<u8>> {
+    let names = &job.top.names()[1..];
+    if names.is_empty() { Ok(Vec::new()) } else { keys::unescape(names) }
+}
+
+/// Whether a key is, or lies below, the part that was asked for.
+pub(super) fn is_within(key: &[u8], part: &[u8]) -> bool {
+    part.is_empty() || key.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}

@@ -1,0 +1,329 @@
+//! Objects on their way here: requested ahead of whoever reads them, small ones whole, large ones by
+//! ranges of which a few are on their way at a time.
+//!
+//! Nobody here waits for memory: what finds none free is read when its turn comes. So no content
+//! waits for another one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use bytes::Bytes;
+use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::tree::{Content, ContentEnd};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::answers;
+use super::facts::{self, Attributes};
+use super::request::{Answer, Client};
+use super::verbs::Which;
+use crate::objects::client::{Fetched, Waiting};
+use crate::objects::wire::{self, Record};
+
+/// Objects up to this size are always read whole: what their metadata takes besides is alike.
+const SMALL_BYTES_MAX: u64 = 64 << 10;
+/// Objects up to this size are read whole while there is memory for them.
+const WHOLE_BYTES_MAX: u64 = 8 << 20;
+/// Memory for whole objects that wait to be read.
+const HELD_BYTES_MAX: u64 = 48 << 20;
+/// Larger objects are read in ranges of this size, at offsets that are multiples of it; clients that
+/// write in parts use this size or a multiple of it, by habit.
+const RANGE_BYTES: u64 = 8 << 20;
+/// Ranges of one object on their way at a time.
+const RANGES_MAX: usize = 3;
+/// An object whose answer breaks off is asked for so many times.
+const TRIES_MAX: u32 = 4;
+
+/// What an object is called that is not the listed one any more.
+const REPLACED: &str = "was replaced while the point was taken";
+
+/// What all reads of one bucket share.
+pub(in super::super) struct Reader {
+    pub client: Client,
+    /// What all keys begin with.
+    pub prefix: String,
+    pub handle: Handle,
+    pub slots: Arc<Semaphore>,
+    pub held_bytes: AtomicU64,
+    pub with_acl: bool,
+    pub with_tags: bool,
+}
+
+/// An object that was asked for.
+enum Got {
+    Gone,
+    Found(Box<Found>),
+}
+
+struct Found {
+    attributes: Attributes,
+    /// The bytes of an object that was read whole.
+    body: Option<(Bytes, Held)>,
+    /// Why it is not the listed object.
+    why: Option<String>,
+    record: Record,
+}
+
+/// Memory of a whole object, given back when its content goes.
+struct Held(Arc<Reader>, u64);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held_bytes.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+impl Reader {
+    /// Begins to fetch; `key` is the one in the bucket.
+    pub fn begin(self: &Arc<Self>, key: Vec<u8>, record: Record) -> Waiting {
+        let (sender, receiver) = sync_channel(1);
+        let (reader, of) = (self.clone(), key.clone());
+        self.handle.spawn(async move {
+            let got = reader.fetch(&of, record).await;
+            // Who asked may have given up.
+            sender.send(got).ok();
+        });
+        let reader = self.clone();
+        Box::new(move || {
+            let ended = |error| Error::internal("a request ended without an answer").source(error);
+            let Found { body, attributes, why, record } = match receiver.recv().map_err(ended)?? {
+                Got::Gone => return Ok(Fetched::Gone),
+                Got::Found(found) => *found,
+            };
+            let (rest, held) = body.map_or((Bytes::new(), None), |(bytes, held)| (bytes, Some(held)));
+            let ranges = held.is_none().then(|| Ranges { at: 0, on_their_way: VecDeque::new() });
+            let left = record.size;
+            let content = ObjectContent { reader, key, record, left, why, rest, _held: held, ranges };
+            Ok(Fetched::Found(Box::new(content), attributes))
+        })
+    }
+
+    /// The same for another bucket of the service.
+    pub fn beside(&self, client: Client, prefix: &str) -> Self {
+        let (handle, slots) = (self.handle.clone(), self.slots.clone());
+        let (prefix, held_bytes) = (prefix.to_owned(), AtomicU64::new(0));
+        Self { client, prefix, handle, slots, held_bytes, with_acl: self.with_acl, with_tags: self.with_tags }
+    }
+
+    async fn fetch(self: &Arc<Self>, key: &[u8], mut record: Record) -> Result<Got> {
+        let slot =
+            self.slots.acquire().await.map_err(|error| Error::internal("the bucket was closed").source(error))?;
+        let whole = self.hold(record.size);
+        let version = record.version.clone();
+        let mut which = Which { key, version: version.as_deref() };
+        let mut why = None;
+        let asked = match self.ask(&which, &record, whole.is_some(), must_match(&record)).await {
+            Err(error) if error.kind() == Kind::Conflict => {
+                // Replaced since the listing: what is there now is kept, and named.
+                why = Some(REPLACED.to_owned());
+                which.version = None;
+                self.ask(&which, &record, whole.is_some(), None).await
+            }
+            other => other,
+        };
+        let (answer, body) = match asked {
+            Ok(asked) => asked,
+            Err(error) if error.kind() == Kind::NotFound => {
+                // A bucket that is gone is no loss of one object: this fails if it is.
+                self.client.time(&self.prefix).await?;
+                return Ok(Got::Gone);
+            }
+            Err(error) => return Err(error),
+        };
+        let etag = answer.get("etag").and_then(|etag| etag.to_str().ok());
+        if why.is_some() || (body.is_none() && must_match(&record).is_some_and(|listed| Some(listed) != etag)) {
+            why = Some(REPLACED.to_owned());
+            let length = answer.get("content-length").and_then(|length| length.to_str().ok());
+            record.size = length.and_then(|length| length.parse().ok()).unwrap_or(record.size);
+            (record.etag, record.version) = (etag.map(str::to_owned), None);
+        }
+        let mut attributes = facts::of_headers(&answer);
+        // Answers without bytes do not count tags everywhere.
+        let tags = answer.get("x-amz-tagging-count").map(|count| count.as_bytes());
+        if self.with_tags && tags.map_or(body.is_none(), |count| count != b"0") {
+            let text = self.client.document(which, "tagging", "s3:GetObjectTagging").await?;
+            let tags = answers::tags(&text)?;
+            attributes.extend((!tags.is_empty()).then(|| (wire::attribute_name("tags"), tags.into_bytes())));
+        }
+        if self.with_acl {
+            let text = self.client.document(which, "acl", "s3:GetObjectAcl").await?;
+            attributes.push((wire::attribute_name("acl"), text.into_bytes()));
+        }
+        if let Some(sizes) = self.parts(&which, &record).await? {
+            attributes.push((wire::attribute_name("parts"), facts::write_parts(&sizes).into_bytes()));
+        }
+        drop(slot);
+        Ok(Got::Found(Box::new(Found { attributes, body: body.zip(whole), why, record })))
+    }
+
+    /// Memory for a whole object, if there is any.
+    fn hold(self: &Arc<Self>, size: u64) -> Option<Held> {
+        let held = Held(self.clone(), size);
+        let before = self.held_bytes.fetch_add(size, Ordering::Relaxed);
+        (size <= SMALL_BYTES_MAX || (size <= WHOLE_BYTES_MAX && before + size <= HELD_BYTES_MAX)).then_some(held)
+    }
+
+    /// Headers, and the bytes where the object is read whole.
+    async fn ask(
+        &self,
+        which: &Which<'_>,
+        record: &Record,
+        whole: bool,
+        if_match: Option<&str>,
+    ) -> Result<(reqwest::header::HeaderMap, Option<Bytes>)> {
+        if !whole {
+            // A range that breaks off later is asked for by itself.
+            let answer = self.client.head(*which, None).await?;
+            return Ok((answer.headers, None));
+        }
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let answer = self.client.get(*which, if_match, None).await?;
+            let headers = answer.headers.clone();
+            match exactly(answer, if_match.map(|_| record.size)).await {
+                Err(error) if error.is_temporary() && tries < TRIES_MAX => {}
+                bytes => return Ok((headers, Some(bytes?))),
+            }
+        }
+    }
+
+    /// Sizes of the parts that the object was written in: they decide what its tag is.
+    pub async fn parts(&self, which: &Which<'_>, record: &Record) -> Result<Option<Vec<u64>>> {
+        let count = record.etag.as_deref().and_then(|etag| etag.trim_matches('"').rsplit_once('-'));
+        let Some(count) = count.and_then(|(_, count)| count.parse::<u64>().ok()) else { return Ok(None) };
+        let length = |answer: &Answer| answer.header("content-length").and_then(|length| length.parse::<u64>().ok());
+        let size_of = async |part: u64| match self.client.head(*which, Some(part)).await {
+            Ok(answer) if answer.header("x-amz-mp-parts-count").is_some() => Ok(length(&answer)),
+            Ok(_) => Ok(None),
+            // Not every clone knows parts.
+            Err(error) if matches!(error.kind(), Kind::Unsupported | Kind::Config | Kind::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let Some(first) = size_of(1).await? else { return Ok(None) };
+        let mut sizes = vec![first];
+        if count > 1 {
+            let Some(last) = size_of(count).await? else { return Ok(None) };
+            if (count - 1).checked_mul(first).and_then(|sum| sum.checked_add(last)) == Some(record.size) {
+                sizes.extend(std::iter::repeat_n(first, count as usize - 2));
+            } else {
+                for part in 2..count {
+                    let Some(size) = size_of(part).await? else { return Ok(None) };
+                    sizes.push(size);
+                }
+            }
+            sizes.push(last);
+        }
+        Ok((sizes.iter().sum::<u64>() == record.size).then_some(sizes))
+    }
+
+    async fn range(&self, key: &[u8], record: &Record, first: u64, last: u64) -> Result<Bytes> {
+        let _slot =
+            self.slots.acquire().await.map_err(|error| Error::internal("the bucket was closed").source(error))?;
+        let which = Which { key, version: record.version.as_deref() };
+        let if_match = record.etag.as_deref();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let answer = self.client.get(which, if_match, Some((first, last))).await?;
+            match exactly(answer, Some(last - first + 1)).await {
+                Err(error) if error.is_temporary() && tries < TRIES_MAX => {}
+                bytes => return bytes,
+            }
+        }
+    }
+}
+
+/// What tells a replaced object: a version that is named cannot be replaced, but for `null`.
+fn must_match(record: &Record) -> Option<&str> {
+    let can_change = record.version.as_deref().is_none_or(|version| version == "null");
+    record.etag.as_deref().filter(|_| can_change)
+}
+
+/// All bytes of an answer; fewer than are due is a failure that is worth a try.
+async fn exactly(answer: Answer, due: Option<u64>) -> Result<Bytes> {
+    let due = due.or_else(|| answer.header("content-length").and_then(|length| length.parse().ok()));
+    let bytes = answer.bytes().await?;
+    match due {
+        Some(due) if due != bytes.len() as u64 => {
+            let what = format!("the service sent {} bytes instead of {due}", bytes.len());
+            Err(Error::new(Kind::Unreachable, what).temporary())
+        }
+        _ => Ok(bytes),
+    }
+}
+
+/// A large object, range by range.
+struct Ranges {
+    /// Where the next range that is not asked for yet begins.
+    at: u64,
+    on_their_way: VecDeque<Receiver<Result<Bytes>>>,
+}
+
+struct ObjectContent {
+    reader: Arc<Reader>,
+    key: Vec<u8>,
+    record: Record,
+    left: u64,
+    why: Option<String>,
+    rest: Bytes,
+    /// Held while the bytes are.
+    _held: Option<Held>,
+    ranges: Option<Ranges>,
+}
+
+impl ObjectContent {
+    fn next_range(&mut self) -> Result<Option<Bytes>> {
+        let Some(ranges) = &mut self.ranges else { return Ok(None) };
+        while ranges.on_their_way.len() < RANGES_MAX && ranges.at < self.record.size {
+            let (sender, receiver) = sync_channel(1);
+            let (reader, key, record) = (self.reader.clone(), self.key.clone(), self.record.clone());
+            let first = ranges.at;
+            let last = (first + RANGE_BYTES).min(record.size) - 1;
+            self.reader.handle.spawn(async move {
+                // Who asked may have given up.
+                sender.send(reader.range(&key, &record, first, last).await).ok();
+            });
+            ranges.on_their_way.push_back(receiver);
+            ranges.at = last + 1;
+        }
+        let Some(receiver) = ranges.on_their_way.pop_front() else { return Ok(None) };
+        let ended = |error| Error::internal("a request ended without an answer").source(error);
+        match receiver.recv().map_err(ended)? {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) => {
+                self.why = Some(match error.kind() {
+                    Kind::Conflict => "was replaced while it was read".to_owned(),
+                    Kind::NotFound => "was deleted while it was read".to_owned(),
+                    _ => return Err(error),
+                });
+                self.ranges = None;
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl Content for ObjectContent {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        if self.rest.is_empty() {
+            match self.next_range()? {
+                Some(bytes) => self.rest = bytes,
+                None => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.rest.len());
+        buffer[..count].copy_from_slice(&self.rest.split_to(count));
+        self.left = self.left.saturating_sub(count as u64);
+        Ok(count)
+    }
+
+    fn finish(&mut self) -> Result<ContentEnd> {
+        if let Some(why) = self.why.take() {
+            return Ok(ContentEnd::Torn(why));
+        }
+        Ok(if self.left == 0 { ContentEnd::Whole } else { ContentEnd::Torn("ended too early".to_owned()) })
+    }
+}

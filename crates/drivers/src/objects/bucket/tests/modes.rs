@@ -1,0 +1,114 @@
+//! Points that hold no bytes: mirrors and references.
+
+use serde_json::json;
+use stillpoint_core::driver::{Context, RestoreMode, Validity};
+use stillpoint_core::error::Kind;
+use stillpoint_testkit::skip;
+
+use super::rig::Rig;
+use crate::objects::bucket::answers::Versioning;
+use crate::objects::bucket::verbs::Which;
+use crate::trial::{back_up, differences, drain, pin, restore, run};
+
+#[test]
+fn a_mirror_holds_copies_and_gives_them_back() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("a_mirror_holds_copies_and_gives_them_back", why),
+    };
+    let (bucket, mirror) = (rig.bucket(true), rig.bucket(true));
+    for number in 0..20 {
+        bucket.put(&format!("p/a/{number}"), [number as u8; 2000]);
+    }
+    bucket.put("p/b", "old");
+    let settings = json!({ "mode": "mirror", "mirror": format!("s3://{}/copies", mirror.name) });
+    let driver = bucket.open("p", settings);
+    let pinned = pin(&driver, 1);
+    bucket.put("p/b", "new");
+    let (point, drained) = drain(&driver, &pinned, None).unwrap();
+    assert_eq!((drained.items, drained.losses.len(), drained.bytes), (21, 0, 40_003));
+    assert!(point.tree.files().keys().all(|path| !path.starts_with("objects/")));
+    assert_eq!(mirror.get("copies/b"), b"old");
+    // The second point copies what changed, and keeps the earlier copy.
+    let (second, drained) = back_up(&driver, Some(&point.tree));
+    assert_eq!((drained.items, drained.bytes_read), (21, 3));
+    assert_eq!(mirror.get("copies/b"), b"new");
+    for (tree, expected) in [(&point.tree, "old"), (&second, "new")] {
+        let copy = rig.bucket(false);
+        let target = copy.open("q", json!({}));
+        assert_eq!(restore(&target, tree, RestoreMode::Fresh, None).unwrap().items, 21);
+        assert_eq!((copy.get("q/b"), copy.get("q/a/7")), (expected.as_bytes().to_vec(), vec![7; 2000]));
+        assert_eq!(differences(&target, tree), Vec::<String>::new());
+        copy.put("q/b", "broken");
+        assert_eq!(differences(&target, tree), ["`b` has 6 bytes instead of 3"]);
+        copy.delete("q/b");
+        let part = rig.bucket(false);
+        assert_eq!(restore(&part.open("", json!({})), tree, RestoreMode::Fresh, Some("objects/b")).unwrap().items, 1);
+        assert_eq!(part.listed("").keys().collect::<Vec<_>>(), ["b"]);
+    }
+    // A copy that somebody removed is made again.
+    let place = mirror.place("copies");
+    let mut versions = Vec::new();
+    place
+        .versions(&Context::default(), &mut |entry| {
+            versions.extend((entry.key == b"a/3").then_some(entry.version.unwrap()));
+            Ok(())
+        })
+        .unwrap();
+    let client = place.client.clone();
+    place.wait(async move { client.delete(Which { key: b"copies/a/3", version: Some(&versions[0]) }).await }).unwrap();
+    let (third, drained) = back_up(&driver, Some(&second));
+    assert_eq!(drained.bytes_read, 2000);
+    let copy = rig.bucket(false);
+    assert_eq!(restore(&copy.open("", json!({})), &third, RestoreMode::Fresh, None).unwrap().items, 21);
+    let gone = restore(&rig.bucket(false).open("", json!({})), &second, RestoreMode::Fresh, None).unwrap_err();
+    assert!(gone.kind() == Kind::NotFound && gone.to_string().contains("`a/3`"), "{gone:?}");
+    // Without versions, copies would replace each other.
+    let plain = rig.bucket(false);
+    let driver = bucket.open("p", json!({ "mode": "mirror", "mirror": format!("s3://{}", plain.name) }));
+    let refused = run(driver.prepare(&Context::default())).unwrap_err();
+    assert!(refused.to_string().contains("keeps no versions"), "{refused:?}");
+}
+
+#[test]
+fn a_reference_needs_versions_and_says_what_becomes_of_them() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("a_reference_needs_versions_and_says_what_becomes_of_them", why),
+    };
+    let bucket = rig.bucket(false);
+    bucket.put("p/a", "written before versions were kept");
+    let driver = bucket.open("p", json!({ "mode": "reference" }));
+    let refused = run(driver.prepare(&Context::default())).unwrap_err();
+    assert_eq!((refused.kind(), refused.hint_text()), (Kind::Config, Some("switch versioning on, or use mode: copy")));
+    let place = bucket.place("");
+    let client = place.client.clone();
+    place.wait(async move { client.set_versioning(Versioning::Enabled).await }).unwrap();
+    bucket.put("p/b", "old");
+    let pinned = pin(&driver, 1);
+    bucket.put("p/a", "new");
+    bucket.delete("p/b");
+    let (point, drained) = drain(&driver, &pinned, None).unwrap();
+    assert_eq!((drained.items, drained.bytes_read, drained.losses.len()), (2, 0, 0));
+    assert!(drained.notes.iter().any(|note| note.contains("holds no bytes")), "{:?}", drained.notes);
+    assert_eq!(run(driver.still_valid(&Context::default(), &pinned)).unwrap(), Validity::Valid);
+    let copy = rig.bucket(false);
+    let target = copy.open("", json!({}));
+    assert_eq!(restore(&target, &point.tree, RestoreMode::Fresh, None).unwrap().items, 2);
+    assert_eq!((copy.get("a"), copy.get("b")), (b"written before versions were kept".to_vec(), b"old".to_vec()));
+    assert_eq!(differences(&target, &point.tree), Vec::<String>::new());
+    // In place, the service copies its own versions over.
+    assert_eq!(restore(&driver, &point.tree, RestoreMode::InPlace, None).unwrap().items, 2);
+    assert_eq!(bucket.listed("p").keys().collect::<Vec<_>>(), ["a", "b"]);
+    // Once versions are not kept any more, nothing protects what is referred to.
+    let client = place.client.clone();
+    let pinned = pin(&driver, 2);
+    place.wait(async move { client.set_versioning(Versioning::Suspended).await }).unwrap();
+    let lost = run(driver.still_valid(&Context::default(), &pinned)).unwrap();
+    assert!(matches!(lost, Validity::Lost(_)), "{lost:?}");
+    // Bytes cannot be made of a reference elsewhere.
+    let folder = tempfile::tempdir().unwrap();
+    let settings = json!({ "path": folder.path().join("x") });
+    let directory = crate::trial::open(&crate::objects::REGISTRATION, settings, folder.path()).unwrap();
+    assert_eq!(restore(&directory, &point.tree, RestoreMode::Fresh, None).unwrap_err().kind(), Kind::Unsupported);
+}

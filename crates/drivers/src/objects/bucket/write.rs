@@ -1,0 +1,313 @@
+//! Objects on their way back: with all that belongs to them, in the parts that they were written in,
+//! so that their tags come out alike.
+//!
+//! Every object is written only if its key is free, which makes a restore that was interrupted
+//! repeatable. Locks are set last: until then everything can still be taken back.
+
+use std::collections::VecDeque;
+use std::io::Read;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use bytes::Bytes;
+use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored};
+use stillpoint_core::error::{Error, Kind, Result};
+use stillpoint_core::tree::{Node, Tree, TreePath};
+
+use super::answers::Versioning;
+use super::crew::{self, Memory};
+use super::facts::{self, fact};
+use super::mirror;
+use super::revert;
+use super::s3::S3;
+use super::verbs::{Part, Which};
+use crate::objects::restore::walk;
+use crate::objects::wire::{OBJECTS, Summary};
+use crate::objects::{Objects, keys};
+
+/// Objects up to this size are written whole, unless their sources were written in parts.
+const WHOLE_BYTES_MAX: u64 = 64 << 20;
+/// Parts of larger objects whose sources were not written in parts, or in larger ones than memory
+/// allows.
+const PART_BYTES: u64 = 16 << 20;
+/// Parts of one object on their way at a time.
+const PARTS_MAX: usize = 4;
+/// Memory for all that is being written.
+pub(in super::super) const MEMORY_BYTES: u64 = 128 << 20;
+
+/// What a restore into a bucket is made of.
+pub(in super::super) struct Job<'a> {
+    pub driver: &'a Objects,
+    pub s3: &'a S3,
+    pub context: &'a Context,
+    pub source: &'a dyn Tree,
+    pub request: &'a RestoreRequest,
+    pub summary: &'a Summary,
+    /// The part of the tree, with `objects` as its first name.
+    pub top: &'a TreePath,
+}
+
+/// Writes the objects to an empty bucket or prefix, or sets the bucket back in time.
+pub(in super::super) fn restore(job: &Job<'_>) -> Result<Restored> {
+    job.context.check()?;
+    if job.request.mode == RestoreMode::InPlace {
+        return revert::revert(job);
+    }
+    make_bucket(job)?;
+    let (s3, name) = (job.s3, &job.request.restore);
+    let begun = s3.restore_begun()?;
+    if begun.as_ref() != Some(name)
+        && let Some(what) = crate::objects::client::Place::occupied(s3)?
+    {
+        let hint = match begun {
+            Some(begun) => {
+                format!("the restore `{begun}` was begun there and did not end: repeat it, or empty the prefix")
+            }
+            None => "restore into an empty bucket or prefix".to_owned(),
+        };
+        return Err(Error::new(Kind::AlreadyExists, format!("the bucket holds {what}")).hint(hint));
+    }
+    s3.begin_restore(name)?;
+    let mut restored = match job.summary.mode.is_copy() {
+        true => from_tree(job)?,
+        false => mirror::restore(job)?,
+    };
+    if !job.summary.configuration.is_empty() {
+        let names: Vec<_> = job.summary.configuration.keys().map(String::as_str).collect();
+        let what = format!("the bucket's {}", names.join(", "));
+        let why = "stands in `bucket.json` of the point and was not set: rules would act on the copy at once";
+        restored.losses.push(Loss { what, why: why.to_owned() });
+    }
+    s3.end_restore()?;
+    Ok(restored)
+}
+
+/// Creates the bucket, if it is absent and that is allowed.
+fn make_bucket(job: &Job<'_>) -> Result<()> {
+    let (client, prefix) = (job.s3.client.clone(), job.s3.prefix.clone());
+    match job.s3.wait(async move { client.time(&prefix).await }) {
+        Err(error) if error.kind() == Kind::NotFound && job.driver.settings.create => {}
+        Err(error) if error.kind() == Kind::NotFound => return Err(error.hint("create it, or set `create: true`")),
+        other => return other.map(drop),
+    }
+    let keeps_versions = job.summary.versioning.as_deref() == Some("enabled");
+    let with_locks = job.driver.settings.lock && job.summary.configuration.contains_key("object-lock");
+    let client = job.s3.client.clone();
+    job.s3.wait(async move {
+        client.create(with_locks).await?;
+        if keeps_versions { client.set_versioning(Versioning::Enabled).await } else { Ok(()) }
+    })
+}
+
+fn from_tree(job: &Job<'_>) -> Result<Restored> {
+    let memory = Memory::new(MEMORY_BYTES);
+    let (locked, items) = (Mutex::new(Vec::new()), AtomicU64::new(0));
+    let mut restored = Restored::default();
+    let bytes = crew::each(
+        job.s3.connections,
+        job.context,
+        |give| walk(job.source, job.top, &mut |names, node| give((names.to_vec(), node))),
+        |(path, node): (Vec<Vec<u8>>, Node)| {
+            let bytes = Writer { job, memory: &memory, if_absent: true }.put(&path, &node)?;
+            if fact(&node.meta.xattrs, "lock-mode").or(fact(&node.meta.xattrs, "legal-hold")).is_some() {
+                locked.lock().expect("no holder panics").push((path, node));
+            }
+            items.fetch_add(1, Ordering::Relaxed);
+            job.context.advance(bytes, 1);
+            Ok(bytes)
+        },
+    )?;
+    let locked = locked.into_inner().expect("no holder panics");
+    restored.bytes = bytes;
+    restored.items = items.into_inner();
+    if !locked.is_empty() && !job.driver.settings.lock {
+        let what = format!("{} objects", locked.len());
+        restored
+            .losses
+            .push(Loss { what, why: "were locked at the source and are not here: `lock: true` sets it".to_owned() });
+    } else {
+        locked.iter().try_for_each(|(path, node)| lock(job, path, node))?;
+    }
+    Ok(restored)
+}
+
+/// Writes objects of a tree.
+pub(super) struct Writer<'a> {
+    pub job: &'a Job<'a>,
+    pub memory: &'a Memory,
+    /// Whether a key must be free, or hold the same already.
+    pub if_absent: bool,
+}
+
+impl Writer<'_> {
+    /// Writes one object; returns its bytes.
+    pub fn put(&self, names: &[Vec<u8>], node: &Node) -> Result<u64> {
+        let mut path = TreePath::root().join(OBJECTS)?;
+        names.iter().try_for_each(|name| path.push(name))?;
+        let mut content = self.job.source.open(&path)?;
+        let key = self.job.s3.whole_key(&keys::unescape(names)?);
+        let attributes = &node.meta.xattrs;
+        let stillpoint_core::tree::NodeKind::File { size } = node.kind else {
+            return Err(Error::new(Kind::Corrupt, format!("`{path}` is no object")));
+        };
+        let parts = fact(attributes, "parts").map(|text| facts::read_parts(text, size)).transpose()?;
+        let written = match parts.filter(|parts| parts.iter().all(|part| *part <= WHOLE_BYTES_MAX)) {
+            Some(parts) => self.put_parts(&key, attributes, &mut content, &parts),
+            None if size <= WHOLE_BYTES_MAX => self.put_whole(&key, attributes, &mut content, size),
+            None => {
+                let mut parts = vec![PART_BYTES; usize::try_from(size / PART_BYTES).unwrap_or(usize::MAX)];
+                parts.extend((size % PART_BYTES != 0).then_some(size % PART_BYTES));
+                self.put_parts(&key, attributes, &mut content, &parts)
+            }
+        };
+        match written {
+            // An earlier try of the same restore may have come this far.
+            Err(error) if error.kind() == Kind::Conflict && self.if_absent => self.is_there(&key, node, size, error)?,
+            other => other?,
+        }
+        if let Some(acl) = fact(attributes, "acl").filter(|_| self.job.driver.settings.acl) {
+            let (client, acl) = (self.job.s3.client.clone(), acl.to_vec());
+            self.job.s3.wait(async move { client.put_document(&key, "acl", "s3:PutObjectAcl", acl).await })?;
+        }
+        Ok(size)
+    }
+
+    fn headers(&self, attributes: &[(Vec<u8>, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
+        let is_archived = fact(attributes, "storage-class")
+            .is_some_and(|class| class.ends_with(b"GLACIER") || class == b"DEEP_ARCHIVE");
+        let mut headers = facts::to_headers(attributes, !is_archived);
+        headers.retain(|(name, _)| self.job.driver.settings.tags || name != "x-amz-tagging");
+        headers
+    }
+
+    fn put_whole(
+        &self,
+        key: &[u8],
+        attributes: &[(Vec<u8>, Vec<u8>)],
+        content: &mut dyn Read,
+        size: u64,
+    ) -> Result<()> {
+        let _taken = self.memory.take(size);
+        let body = read_part(content, size)?;
+        read_end(content)?;
+        let mut headers = self.headers(attributes);
+        if self.if_absent {
+            headers.push(("if-none-match".to_owned(), b"*".to_vec()));
+        }
+        let (client, key) = (self.job.s3.client.clone(), key.to_vec());
+        self.job.s3.wait(async move { client.put(&key, &headers, body).await.map(drop) })
+    }
+
+    fn put_parts(
+        &self,
+        key: &[u8],
+        attributes: &[(Vec<u8>, Vec<u8>)],
+        content: &mut dyn Read,
+        sizes: &[u64],
+    ) -> Result<()> {
+        let headers: Vec<_> =
+            self.headers(attributes).into_iter().filter(|(name, _)| !name.starts_with("x-amz-checksum-")).collect();
+        let (s3, client) = (self.job.s3, self.job.s3.client.clone());
+        let upload = {
+            let (client, key) = (client.clone(), key.to_vec());
+            s3.wait(async move { client.begin_upload(&key, &headers).await })?
+        };
+        let written = self.send_parts(key, &upload, content, sizes);
+        let completed = written.and_then(|parts| {
+            let (client, key, upload, if_absent) = (client.clone(), key.to_vec(), upload.clone(), self.if_absent);
+            s3.wait(async move { client.complete_upload(&key, &upload, &parts, if_absent).await.map(drop) })
+        });
+        if completed.is_err() {
+            let key = key.to_vec();
+            // The first failure is reported; what stays of the upload, the service or its rules remove.
+            s3.wait(async move { client.abort_upload(&key, &upload).await }).ok();
+        }
+        completed
+    }
+
+    fn send_parts(&self, key: &[u8], upload: &str, content: &mut dyn Read, sizes: &[u64]) -> Result<Vec<Part>> {
+        let mut parts = Vec::with_capacity(sizes.len());
+        let mut on_their_way: VecDeque<Receiver<Result<Part>>> = VecDeque::new();
+        let mut end = |waiting: Receiver<Result<Part>>| -> Result<()> {
+            let ended = |error| Error::internal("a request ended without an answer").source(error);
+            parts.push(waiting.recv().map_err(ended)??);
+            Ok(())
+        };
+        for (index, &size) in sizes.iter().enumerate() {
+            self.job.context.check()?;
+            let taken = self.memory.take(size);
+            let body = read_part(content, size)?;
+            let (sender, receiver) = sync_channel(1);
+            let (client, key, upload) = (self.job.s3.client.clone(), key.to_vec(), upload.to_owned());
+            self.job.s3.handle()?.spawn(async move {
+                // Who asked may have given up.
+                sender.send(client.put_part(&key, &upload, index + 1, body).await).ok();
+            });
+            // Memory is counted while it is filled; a few parts that are on their way come on top.
+            drop(taken);
+            on_their_way.push_back(receiver);
+            if on_their_way.len() >= PARTS_MAX
+                && let Some(first) = on_their_way.pop_front()
+            {
+                end(first)?;
+            }
+        }
+        on_their_way.into_iter().try_for_each(&mut end)?;
+        read_end(content)?;
+        Ok(parts)
+    }
+
+    /// Whether the key holds what was to be written.
+    fn is_there(&self, key: &[u8], node: &Node, size: u64, conflict: Error) -> Result<()> {
+        let (client, whole) = (self.job.s3.client.clone(), key.to_vec());
+        let answer = self.job.s3.wait(async move { client.head(Which::newest(&whole), None).await })?;
+        let same_size = answer.header("content-length").and_then(|length| length.parse().ok()) == Some(size);
+        let etag = answer.header("etag").map(str::as_bytes);
+        if same_size && fact(&node.meta.xattrs, "etag").is_none_or(|stored| etag == Some(stored)) {
+            return Ok(());
+        }
+        let what = format!("the key `{}` holds another object already", keys::shown(key));
+        Err(Error::new(Kind::AlreadyExists, what).hint("restore into an empty bucket or prefix").source(conflict))
+    }
+}
+
+fn read_part(content: &mut dyn Read, size: u64) -> Result<Bytes> {
+    let mut part = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+    let what = || "cannot read an object from the point".to_owned();
+    content.take(size).read_to_end(&mut part).map_err(|error| Error::io(what(), error))?;
+    if part.len() as u64 != size {
+        return Err(Error::new(Kind::Corrupt, "an object of the point is shorter than it should be"));
+    }
+    Ok(part.into())
+}
+
+fn read_end(content: &mut dyn Read) -> Result<()> {
+    match content.read(&mut [0]) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(Error::new(Kind::Corrupt, "an object of the point is longer than it should be")),
+        Err(error) => Err(Error::io("cannot read an object from the point", error)),
+    }
+}
+
+/// Sets retention and legal hold as they were.
+fn lock(job: &Job<'_>, names: &[Vec<u8>], node: &Node) -> Result<()> {
+    job.context.check()?;
+    let key = job.s3.whole_key(&keys::unescape(names)?);
+    let text = |name: &str| fact(&node.meta.xattrs, name).map(|value| String::from_utf8_lossy(value).into_owned());
+    let client = job.s3.client.clone();
+    let (mode, until, hold) = (text("lock-mode"), text("lock-until"), text("legal-hold"));
+    job.s3.wait(async move {
+        if let (Some(mode), Some(until)) = (mode, until) {
+            let (mode, until) = (quick_xml::escape::escape(&mode), quick_xml::escape::escape(&until));
+            let body = format!("<Retention><Mode>{mode}</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>");
+            client.put_document(&key, "retention", "s3:PutObjectRetention", body.into_bytes()).await?;
+        }
+        if let Some(hold) = hold {
+            let hold = quick_xml::escape::escape(&hold);
+            let body = format!("<LegalHold><Status>{hold}</Status></LegalHold>");
+            client.put_document(&key, "legal-hold", "s3:PutObjectLegalHold", body.into_bytes()).await?;
+        }
+        Ok(())
+    })
+}
