@@ -28,9 +28,9 @@ use super::wire::{identifier, literal};
 
 /// What stands at the top of every point.
 const HOW_TO: &str = include_str!("HOW-TO-RESTORE.txt");
-/// Blocks of a large table that make one file: 64 MiB of 8 KiB blocks. Fixed, so that files keep their
+/// Blocks of a large table that make one file: 8 MiB of 8 KiB blocks. Fixed, so that files keep their
 /// borders from point to point. Tests do with less, so that small tables have many files.
-pub(super) const STRIDE_BLOCKS: u64 = if cfg!(test) { 16 } else { 8192 };
+pub(super) const STRIDE_BLOCKS: u64 = if cfg!(test) { 16 } else { 1024 };
 /// Ranges of a table can be read without reading all of it from this version on.
 const RANGES_SINCE: u32 = 14;
 /// How long commits that are not on disk yet are waited for, at most and beyond what the manual says.

@@ -43,6 +43,10 @@ pub(super) fn rigs() -> Vec<Rig> {
 }
 
 impl Rig {
+    pub(super) fn port(&self) -> u16 {
+        self.url.port().unwrap()
+    }
+
     pub(super) fn session(&self, database: &str) -> Session {
         Session::connect(&endpoint(&self.url), database, &Context::default()).unwrap()
     }
