@@ -541,7 +541,9 @@ fn left_out(session: &mut Session, settings: &super::Settings) -> Result<LeftOut
     let rows = session.query(
         "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.relkind IN ('r', 'p', 'm', 'f', 'S', 'v') AND n.nspname !~ '^pg_' \
-         AND n.nspname <> 'information_schema' ORDER BY 1, 2",
+         AND n.nspname <> 'information_schema' AND NOT EXISTS (SELECT FROM pg_depend d \
+         WHERE c.relkind = 'S' AND d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
+         AND d.refobjsubid > 0) ORDER BY 1, 2",
     )?;
     for row in &rows {
         let (schema, table) = (row.text(0)?, row.text(1)?);

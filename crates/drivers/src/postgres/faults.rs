@@ -327,6 +327,29 @@ fn a_standby_is_drained_and_its_conflicts_are_told() {
     }
 }
 
+#[test]
+fn more_tables_than_the_server_can_lock_are_said_to_be_too_many() {
+    for Rig { bin, .. } in rigs() {
+        let settings = ["max_locks_per_transaction=10", "max_connections=10", "max_prepared_transactions=0"];
+        let server = servers::Postgres::start(bin.as_ref(), &settings).unwrap();
+        for group in 0..20 {
+            let make = "DO $$ BEGIN FOR n IN 0..59 LOOP EXECUTE format('CREATE TABLE t_%s_%s (n int)', GROUP, n); END LOOP; END $$";
+            server.sql("postgres", &make.replace("GROUP", &group.to_string())).unwrap();
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let settings = json!({
+            "host": "127.0.0.1", "port": server.port(), "user": "postgres", "tools": bin,
+            "password": servers::POSTGRES_PASSWORD, "connections": 1,
+        });
+        let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
+        let probe = run(driver.probe(&Context::default())).unwrap();
+        assert!(probe.warnings.iter().any(|warning| warning.contains("1200 tables")), "{:?}", probe.warnings);
+        let error = prepare(&driver).unwrap_err();
+        assert_eq!(error.kind(), Kind::Exhausted, "{}", shown(&error));
+        assert!(shown(&error).contains("raise max_locks_per_transaction"), "{}", shown(&error));
+    }
+}
+
 /// Answers every login with the messages in `script`.
 fn pretend(script: Vec<u8>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
