@@ -256,16 +256,24 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Changes every hundredth row: half of them side by side, as new data is, half all over the table.
+    /// Changes one row in a hundred, in five places of each large table, as data that came at one time is
+    /// changed together.
     fn change(&self, round: usize) -> Result<(), String> {
+        let changes = [("events", "tenant = tenant + 1"), ("documents", "title = title || '.'")];
+        for (table, change) in changes {
+            self.sql(
+                "rows",
+                &format!(
+                    "UPDATE {table} SET {change} FROM (SELECT count(*) AS n FROM {table}) c \
+                     WHERE (id + {round} * 1000) % (c.n / 5 + 1) < c.n / 500"
+                ),
+            )?;
+        }
         self.sql(
             "rows",
-            &format!(
-                "UPDATE events SET tenant = tenant + 1 WHERE id % 200 = {round} AND id % 7 = 0; \
-                 UPDATE metrics SET value = value + 1 WHERE at < '2026-01-01'::timestamp + interval '{} s'; \
-                 UPDATE documents SET title = title || '.' WHERE id <= (SELECT count(*) / 100 FROM documents)",
-                (3000.0 * self.args.scale) as u64 + round as u64
-            ),
+            "UPDATE metrics SET value = value + 1 FROM (SELECT count(*) / 500 AS n, min(at) AS first FROM metrics) c, \
+             generate_series(0, 4) place WHERE at >= first + place * c.n * 95 * interval '100 ms' \
+             AND at < first + (place * c.n * 95 + c.n) * interval '100 ms'",
         )
         .map(drop)
     }

@@ -125,21 +125,28 @@ pub(super) struct Sequence {
     pub(super) readable: bool,
 }
 
-/// The users' sequences, as far as the settings choose them.
+/// The users' sequences, as far as the settings choose them. One that belongs to a column goes with its
+/// table, as it does for `pg_dump`.
 pub(super) fn sequences(session: &mut Session, settings: &Settings) -> Result<Vec<Sequence>> {
     let rows = session.query(
-        "SELECT n.nspname, c.relname, has_schema_privilege(n.oid, 'USAGE') AND has_sequence_privilege(c.oid, 'SELECT') \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' \
+        "SELECT n.nspname, c.relname, has_schema_privilege(n.oid, 'USAGE') AND has_sequence_privilege(c.oid, 'SELECT'), \
+         coalesce(o.schema, n.nspname), coalesce(o.name, c.relname) \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN (SELECT d.objid, tn.nspname AS schema, \
+         t.relname AS name FROM pg_depend d JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn \
+         ON tn.oid = t.relnamespace WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass \
+         AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0) o ON o.objid = c.oid WHERE c.relkind = 'S' \
          AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
          AND (EXISTS (SELECT FROM pg_extension WHERE c.oid = ANY (extconfig)) OR NOT EXISTS (SELECT FROM pg_depend d \
          WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')) \
          ORDER BY 1, 2",
     )?;
-    let all: Vec<Sequence> = rows
-        .iter()
-        .map(|row| Ok(Sequence { schema: row.string(0)?, name: row.string(1)?, readable: row.truth(2) }))
-        .collect::<Result<_>>()?;
-    Ok(all.into_iter().filter(|sequence| settings.has_table(&sequence.schema, &sequence.name)).collect())
+    let mut chosen = Vec::new();
+    for row in &rows {
+        if settings.has_table(row.text(3)?, row.text(4)?) {
+            chosen.push(Sequence { schema: row.string(0)?, name: row.string(1)?, readable: row.truth(2) });
+        }
+    }
+    Ok(chosen)
 }
 
 /// `sequences.sql`: where each sequence stands. Sequences are not transactional: they may be ahead of

@@ -28,9 +28,9 @@ use super::wire::{identifier, literal};
 
 /// What stands at the top of every point.
 const HOW_TO: &str = include_str!("HOW-TO-RESTORE.txt");
-/// Blocks of a large table that make one file: 64 MiB of 8 KiB blocks. Fixed, so that files keep their
+/// Blocks of a large table that make one file: 8 MiB of 8 KiB blocks. Fixed, so that files keep their
 /// borders from point to point. Tests do with less, so that small tables have many files.
-pub(super) const STRIDE_BLOCKS: u64 = if cfg!(test) { 16 } else { 8192 };
+pub(super) const STRIDE_BLOCKS: u64 = if cfg!(test) { 16 } else { 1024 };
 /// Ranges of a table can be read without reading all of it from this version on.
 const RANGES_SINCE: u32 = 14;
 /// How long commits that are not on disk yet are waited for, at most and beyond what the manual says.
@@ -541,7 +541,9 @@ fn left_out(session: &mut Session, settings: &super::Settings) -> Result<LeftOut
     let rows = session.query(
         "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.relkind IN ('r', 'p', 'm', 'f', 'S', 'v') AND n.nspname !~ '^pg_' \
-         AND n.nspname <> 'information_schema' ORDER BY 1, 2",
+         AND n.nspname <> 'information_schema' AND NOT EXISTS (SELECT FROM pg_depend d \
+         WHERE c.relkind = 'S' AND d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
+         AND d.refobjsubid > 0) ORDER BY 1, 2",
     )?;
     for row in &rows {
         let (schema, table) = (row.text(0)?, row.text(1)?);

@@ -145,6 +145,11 @@ impl Base {
                 continue;
             }
             for index in 0..table.files.min(before.files) {
+                // A table that grew or shrank across the length of one file is one file in one of the two.
+                let same_range = before.stride == table.stride || (index == 0 && before.stride.min(table.stride) == 0);
+                if !same_range {
+                    continue;
+                }
                 let Some(tally) = total.file(index as usize) else { continue };
                 if self.is_stored(parent, database, table, index, tally.bytes) {
                     found.push(Candidate { position, index, tally });

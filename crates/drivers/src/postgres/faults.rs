@@ -327,6 +327,29 @@ fn a_standby_is_drained_and_its_conflicts_are_told() {
     }
 }
 
+#[test]
+fn more_tables_than_the_server_can_lock_are_said_to_be_too_many() {
+    for Rig { bin, .. } in rigs() {
+        let settings = ["max_locks_per_transaction=10", "max_connections=10", "max_prepared_transactions=0"];
+        let server = servers::Postgres::start(bin.as_ref(), &settings).unwrap();
+        for group in 0..20 {
+            let make = "DO $$ BEGIN FOR n IN 0..59 LOOP EXECUTE format('CREATE TABLE t_%s_%s (n int)', GROUP, n); END LOOP; END $$";
+            server.sql("postgres", &make.replace("GROUP", &group.to_string())).unwrap();
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let settings = json!({
+            "host": "127.0.0.1", "port": server.port(), "user": "postgres", "tools": bin,
+            "password": servers::POSTGRES_PASSWORD, "connections": 1,
+        });
+        let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
+        let probe = run(driver.probe(&Context::default())).unwrap();
+        assert!(probe.warnings.iter().any(|warning| warning.contains("1200 tables")), "{:?}", probe.warnings);
+        let error = prepare(&driver).unwrap_err();
+        assert_eq!(error.kind(), Kind::Exhausted, "{}", shown(&error));
+        assert!(shown(&error).contains("raise max_locks_per_transaction"), "{}", shown(&error));
+    }
+}
+
 /// Answers every login with the messages in `script`.
 fn pretend(script: Vec<u8>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -384,4 +407,63 @@ fn old_servers_poolers_and_strangers_are_refused_by_name() {
     assert!(shown(&error).contains("something else may listen there"), "{}", shown(&error));
     let error = prepare(&open(pretend(Vec::new()))).unwrap_err();
     assert!(error.is_temporary(), "{}", shown(&error));
+}
+
+/// Hands bytes on between whoever connects and a server, until it is told to drop them all.
+struct Wire {
+    port: u16,
+    cut: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Wire {
+    fn to(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (port, cut) = (listener.local_addr().unwrap().port(), Arc::<std::sync::atomic::AtomicBool>::default());
+        let dropped = Arc::clone(&cut);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (Ok(one), false) = (stream, dropped.load(std::sync::atomic::Ordering::Relaxed)) else { return };
+                let other = std::net::TcpStream::connect(("127.0.0.1", server)).unwrap();
+                for (mut from, mut to) in [(one.try_clone().unwrap(), other.try_clone().unwrap()), (other, one)] {
+                    let dropped = Arc::clone(&dropped);
+                    std::thread::spawn(move || {
+                        let mut buffer = vec![0; 64 << 10];
+                        while let Ok(count @ 1..) = from.read(&mut buffer) {
+                            while dropped.load(std::sync::atomic::Ordering::Relaxed) {
+                                std::thread::sleep(Duration::from_millis(100));
+                            }
+                            if to.write_all(&buffer[..count]).is_err() {
+                                return;
+                            }
+                        }
+                        drop(to.shutdown(std::net::Shutdown::Both));
+                    });
+                }
+            }
+        });
+        Self { port, cut }
+    }
+
+    /// From now on nothing arrives, and nobody is told.
+    fn cut(&self) {
+        self.cut.store(true, std::sync::atomic::Ordering::Relaxed);
+        // The listener looks up, and closes.
+        drop(std::net::TcpStream::connect(("127.0.0.1", self.port)));
+    }
+}
+
+#[test]
+fn a_network_that_drops_everything_without_a_word_is_noticed() {
+    for rig in rigs().into_iter().take(1) {
+        let own = Own::new(&rig);
+        own.execute("CREATE TABLE public.t AS SELECT n FROM generate_series(1, 1000) n");
+        let wire = Wire::to(rig.port());
+        let driver = own.open(json!({ "port": wire.port, "connectTimeoutSeconds": 2 }));
+        let pin = trial::pin(&driver, 1);
+        let error = drain_late(&driver, &pin, || wire.cut()).unwrap_err();
+        assert!(error.is_temporary(), "{}", shown(&error));
+        assert!(matches!(error.kind(), Kind::Unreachable | Kind::TimedOut), "{}", shown(&error));
+        assert!(matches!(run(driver.still_valid(&Context::default(), &pin)).unwrap(), Validity::Lost(_)));
+        run(driver.release(&Context::default(), &[])).unwrap();
+    }
 }

@@ -24,6 +24,9 @@ use super::wire::{self, Row, RowHash, ServerMessage, Tally};
 const INPUT_BYTES: usize = 256 << 10;
 /// Data of one message to the server.
 const OUTPUT_BYTES: usize = 256 << 10;
+/// After so long without a word the server is asked, over another connection, whether it still works on
+/// ours: a network that drops packets without a word would be waited for until the end of days.
+const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// How long one call waits before it looks whether someone asked to stop.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -54,6 +57,8 @@ pub(super) struct Session {
     /// No answer is waited for longer than this.
     limit: Option<Duration>,
     usable: bool,
+    /// How often the server was asked in the silence that lasts.
+    asked: u64,
     outgoing: Outgoing,
 }
 
@@ -107,6 +112,7 @@ impl Session {
             context: context.clone(),
             limit: Some(endpoint.connect_time_max),
             usable: true,
+            asked: 0,
             outgoing: Outgoing::default(),
         };
         session.stream.set_patience(PATIENCE).map_err(|error| Error::io("cannot set up the connection", error))?;
@@ -555,7 +561,26 @@ impl Session {
             self.usable = false;
             return Err(Error::new(Kind::TimedOut, format!("{} does not answer", self.endpoint.address)).temporary());
         }
+        let silences = since.elapsed().as_secs() / SILENCE.as_secs();
+        if silences > std::mem::replace(&mut self.asked, silences) && self.limit.is_none() && !self.is_at_work() {
+            self.usable = false;
+            return Err(self.lost());
+        }
         Ok(())
+    }
+
+    /// Whether the server still has our session, as another one sees it. Where that cannot be told, for
+    /// want of connections, it is believed.
+    fn is_at_work(&self) -> bool {
+        let ask = || {
+            let mut other = Self::connect(&self.endpoint, &self.database, &self.context)?;
+            other.limit = Some(self.endpoint.connect_time_max);
+            other.query(&format!("SELECT FROM pg_stat_activity WHERE pid = {}", self.process))
+        };
+        match ask() {
+            Ok(rows) => !rows.is_empty(),
+            Err(error) => !matches!(error.kind(), Kind::Unreachable | Kind::TimedOut),
+        }
     }
 
     fn lost(&self) -> Error {

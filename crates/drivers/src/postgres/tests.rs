@@ -43,6 +43,10 @@ pub(super) fn rigs() -> Vec<Rig> {
 }
 
 impl Rig {
+    pub(super) fn port(&self) -> u16 {
+        self.url.port().unwrap()
+    }
+
     pub(super) fn session(&self, database: &str) -> Session {
         Session::connect(&endpoint(&self.url), database, &Context::default()).unwrap()
     }
@@ -262,6 +266,71 @@ fn large_tables_are_cut_into_files_with_fixed_borders() {
         let ids: Vec<usize> = rows.lines().map(|line| line.split('\t').next().unwrap().parse().unwrap()).collect();
         assert_eq!(ids, (1..=100).collect::<Vec<_>>());
         assert_eq!(drained.items, 100);
+    }
+}
+
+#[test]
+fn all_databases_of_a_server_are_one_store_whatever_their_encoding() {
+    for Rig { bin, .. } in rigs() {
+        let server = servers::Postgres::start(bin.as_ref(), &[]).unwrap();
+        let make = "TEMPLATE template0 LOCALE 'C' ENCODING";
+        for (name, options) in
+            [("plain", ""), ("latin", "LATIN1"), ("raw", "SQL_ASCII"), ("left_out", ""), ("closed", "")]
+        {
+            let options = if options.is_empty() { String::new() } else { format!("{make} '{options}'") };
+            server.sql("postgres", &format!("CREATE DATABASE {name} {options}")).unwrap();
+        }
+        server.sql("postgres", "ALTER DATABASE closed ALLOW_CONNECTIONS false").unwrap();
+        server.sql("plain", "CREATE TABLE t AS SELECT 'grün' AS x").unwrap();
+        server.sql("latin", "CREATE TABLE t AS SELECT chr(252) AS x").unwrap();
+        server.sql("raw", "CREATE TABLE t AS SELECT E'\\xfc\\xff'::text AS x").unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let settings = json!({
+            "host": "localhost", "port": server.port(), "user": "postgres", "tools": bin,
+            "password": servers::POSTGRES_PASSWORD, "excludeDatabases": ["left_*"],
+        });
+        let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
+        let context = Context::default();
+        let identity = run(driver.identity(&context)).unwrap();
+        assert_eq!(identity.endpoint, format!("127.0.0.1:{}", server.port()));
+        assert!(identity.native.unwrap().parse::<u64>().is_ok());
+        let (tree, drained) = trial::back_up(&driver, None);
+        let read = |path: &str| read_small(&tree, &TreePath::parse(path).unwrap(), 1 << 20).unwrap();
+        let about = layout::Server::parse(&read("server.json")).unwrap();
+        assert_eq!(about.databases, ["latin", "plain", "postgres", "raw"]);
+        assert_eq!(read("databases/plain/data/public.t/00000000.copy"), "grün\n".as_bytes());
+        assert_eq!(read("databases/latin/data/public.t/00000000.copy"), b"\xfc\n");
+        assert_eq!(read("databases/raw/data/public.t/00000000.copy"), b"\xfc\xff\n");
+        assert_eq!(drained.items, 3);
+        assert!(drained.checksums.contains_key("plain/public.t"), "{:?}", drained.checksums);
+        run(driver.execute(&context, "CREATE TABLE made (n int); INSERT INTO made VALUES (1)")).unwrap();
+        assert_eq!(server.sql("postgres", "SELECT n FROM public.made").unwrap(), "1");
+    }
+}
+
+#[test]
+fn what_the_settings_leave_out_is_in_no_point() {
+    for rig in rigs() {
+        let own = Own::new(&rig);
+        own.execute(
+            "CREATE SCHEMA app; CREATE SCHEMA logs; CREATE TABLE app.models (id serial); CREATE TABLE app.tmp_1 (id serial); \
+             CREATE TABLE app.cache AS SELECT 1 AS n; CREATE TABLE logs.lines (x text); \
+             CREATE FUNCTION logs.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        );
+        let driver = own.open(json!({
+            "excludeSchemas": ["logs"], "excludeTables": ["app.tmp_?"], "excludeRows": ["app.cache"], "roles": "none",
+        }));
+        let (tree, _) = trial::back_up(&driver, None);
+        let definitions = own.text(&tree, "pre-data.sql");
+        for (word, there) in [("app.models", true), ("app.cache", true), ("tmp_1", false), ("logs", false)] {
+            assert_eq!(definitions.contains(word), there, "{word}");
+        }
+        let tables: Vec<Table> = layout::parse_lines("tables", &own.file(&tree, "tables.ndjson")).unwrap();
+        let kept: Vec<_> = tables.iter().map(|table| (table.name.as_str(), table.rows_kept)).collect();
+        assert_eq!(kept, [("cache", false), ("models", true)]);
+        let sequences = own.text(&tree, "sequences.sql");
+        assert!(sequences.contains("models_id_seq") && !sequences.contains("tmp_1_id_seq"), "{sequences}");
+        assert!(tree.get(&TreePath::parse("globals.sql").unwrap()).unwrap().is_none());
     }
 }
 
