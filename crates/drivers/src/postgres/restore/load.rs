@@ -26,7 +26,8 @@ const OBJECTS_PER_STATEMENT: usize = 500;
 /// Tables with less are filled as they are: preparations would cost more than they gain.
 const LARGE_BYTES_MIN: u64 = 1 << 20;
 
-/// What one statement loads of a table that several connections fill.
+/// What one statement loads of a table that several connections fill: small enough that all of them are
+/// busy to the end.
 const PART_BYTES: u64 = 16 << 20;
 
 /// Every loading session: a crash loses the whole database that is being built, so single commits need
@@ -67,8 +68,13 @@ pub(super) fn tables(way: &Way<'_>, database: &str, stored: &StoredDatabase, loa
         let fields = if is_large { fields(&mut session, load, &stored.about.encoding)? } else { None };
         let is_alone = load.total.bytes <= share || load.table.files == 1;
         let is_whole = is_alone && is_large && load.is_ours && load.table.filter.is_none();
-        let parts = if is_whole { vec![0..load.table.files] } else { parts(load) };
-        jobs.extend(parts.into_iter().map(|files| Job { load, fields: fields.clone(), files, is_whole }));
+        let part_bytes = if is_whole { u64::MAX } else { PART_BYTES };
+        jobs.extend(parts(load, part_bytes).into_iter().map(|files| Job {
+            load,
+            fields: fields.clone(),
+            files,
+            is_whole,
+        }));
     }
     session.close();
     // Rows move to another partition where types or collations hash or sort otherwise than at the source,
@@ -89,12 +95,12 @@ pub(super) fn tables(way: &Way<'_>, database: &str, stored: &StoredDatabase, loa
     })
 }
 
-/// Cuts a table's files into pieces of a size that keeps all connections busy to the end.
-fn parts(load: &Load<'_>) -> Vec<Range<u64>> {
+/// Cuts a table's files into pieces of about this size.
+fn parts(load: &Load<'_>, part_bytes: u64) -> Vec<Range<u64>> {
     let (mut parts, mut begin, mut bytes) = (Vec::new(), 0, 0);
     for file in 0..load.table.files {
         bytes += file_tally(load, file).map_or(PART_BYTES, |tally| tally.bytes);
-        if bytes >= PART_BYTES || file + 1 == load.table.files {
+        if bytes >= part_bytes || file + 1 == load.table.files {
             parts.push(begin..file + 1);
             (begin, bytes) = (file + 1, 0);
         }
