@@ -461,6 +461,9 @@ impl Client {
                     .hint("the service asks for less: lower `requestsPerSecond` or `connections`")
                     .temporary()
             }
+            ("XMinioStorageFull" | "QuotaExceeded" | "TooManyBuckets", _) | (_, 507) => {
+                plain(Kind::Exhausted).hint("the service has no room left: make some, or raise the quota")
+            }
             ("RequestTimeout" | "InternalError" | "OperationAborted", _) | (_, 500 | 502 | 504 | 408) => {
                 plain(Kind::Unreachable).temporary()
             }

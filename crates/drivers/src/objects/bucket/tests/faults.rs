@@ -136,6 +136,11 @@ fn what_cannot_get_better_is_said_at_once() {
     assert_eq!(error.kind(), Kind::Unauthenticated);
     assert!(error.message().contains("clock is") && error.message().contains("ahead of"), "{error:?}");
 
+    let full = through(&bucket, |line| line.starts_with("PUT").then(|| answer("507 Full", "", "XMinioStorageFull")));
+    let (tree, _) = back_up(&bucket.open("p", json!({})), None);
+    let error = restore(&full.open("q", json!({})), &tree, RestoreMode::Fresh, None).unwrap_err();
+    assert!(error.kind() == Kind::Exhausted && error.hint_text().unwrap().contains("no room left"), "{error:?}");
+
     let elsewhere = "x-amz-bucket-region: eu-west-1\r\n";
     let moved = through(&bucket, move |_| Some(answer("301 Moved", elsewhere, "PermanentRedirect")));
     assert_eq!(prepare(&moved).hint_text(), Some("options: { region: eu-west-1 }"));
