@@ -40,7 +40,7 @@ pub struct BenchArgs {
     /// `pause`: how many cuts at each size.
     #[arg(long, default_value_t = 100)]
     pub cuts: usize,
-    /// `pause`: 20 cuts at 100 MB and 1 GB, for trying the bench itself.
+    /// `pause`: 20 cuts at 100 MB and 1 GB; `s3`: 2,000 objects: for trying the bench itself.
     #[arg(long)]
     pub small: bool,
     /// `pause`: take `stillpoint` and `model-registry` from this folder, and build nothing.

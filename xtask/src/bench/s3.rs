@@ -15,6 +15,8 @@ use super::tools::Server;
 
 /// Objects at scale 1, and their sizes.
 const OBJECTS: f64 = 100_000.0;
+/// The share of them with `--small`.
+const SMALL: f64 = 0.02;
 const BYTES_MIN: usize = 4 << 10;
 const BYTES_MAX: usize = 64 << 10;
 /// Objects in a folder.
@@ -53,7 +55,8 @@ fn rounds(server: &S3Server, ours: PathBuf, args: &BenchArgs) -> Result<Bench, S
         return Err("the bench fills its bucket with rclone, which is not on PATH".to_owned());
     }
     bench.keep_versions()?;
-    let count = (OBJECTS * args.scale) as u64;
+    let scale = if args.small { SMALL } else { args.scale };
+    let count = (OBJECTS * scale) as u64;
     bench.fill(count, 1, 0)?;
     for round in 0..args.rounds as u64 {
         println!("round {} of {}: {count} objects", round + 1, args.rounds);
@@ -140,7 +143,7 @@ impl Bench {
     /// Every tool once; who is first changes from round to round.
     fn step(&mut self, case: &'static str, round: u64) -> Result<(), String> {
         for turn in 0..2 {
-            if (turn + round) % 2 == 0 {
+            if (turn + round).is_multiple_of(2) {
                 let run = measure(&mut self.stillpoint(&["backup"]))?;
                 self.note(case, "stillpoint", run);
             } else {

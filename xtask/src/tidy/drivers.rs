@@ -34,6 +34,8 @@ const EXTRA: &[(&str, &str)] = &[
     // All databases are put in place, or none.
     ("sqlite", "swap.rs"),
     // The protocol's own I/O, and what it runs over.
+    ("postgres", "endpoint.rs"),
+    ("postgres", "session"),
     ("postgres", "session.rs"),
     ("postgres", "tls.rs"),
     // SQL over the catalogs, for every phase.

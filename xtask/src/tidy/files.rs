@@ -37,7 +37,8 @@ fn unreachable_modules(sources: &[Source]) -> Vec<String> {
         let declared = sources.iter().filter(|s| parents.contains(&s.path)).any(|parent| {
             parent.text.lines().any(|line| {
                 let line = line.trim_start();
-                let line = line.strip_prefix("pub(crate) ").or(line.strip_prefix("pub ")).unwrap_or(line);
+                let visible = ["pub(crate) ", "pub(super) ", "pub "].iter().find_map(|word| line.strip_prefix(word));
+                let line = visible.unwrap_or(line);
                 line.starts_with(&format!("mod {module};")) || line.starts_with(&format!("mod {module} "))
             })
         });

@@ -239,3 +239,23 @@ fn drivers_are_listed_explained_and_checked() {
     assert_eq!(check.code, 0, "{check:?}");
     assert!(check.out.contains("passed"), "{check:?}");
 }
+
+#[test]
+fn the_policy_of_a_bucket_is_printed_ready_to_paste() {
+    let world = World::configured();
+    let yaml = world.platform_yaml().replace(
+        "retention:",
+        "  models:\n    driver: objects\n    url: s3://models/production\n    mode: mirror\n    mirror: s3://copies\nretention:",
+    );
+    world.write("platform.yaml", &yaml);
+    let printed = world.run(&["driver", "policy", "objects", "--store", "models"]);
+    assert_eq!(printed.code, 0, "{printed:?}");
+    let policy: serde_json::Value = serde_json::from_str(&printed.out).expect("JSON");
+    assert_eq!(policy["Version"], "2012-10-17");
+    assert!(printed.out.contains("arn:aws:s3:::models/production/*") && printed.out.contains("arn:aws:s3:::copies"));
+    assert!(world.run(&["driver", "policy", "objects"]).out.contains("s3:GetObjectVersion"));
+    let other = world.run(&["driver", "policy", "objects", "--store", "meta"]);
+    assert!(other.code != 0 && other.err.contains("stillpoint driver policy sqlite --store meta"), "{other:?}");
+    let none = world.run(&["driver", "policy", "sqlite", "--store", "meta"]);
+    assert!(none.code != 0 && none.err.contains("no policy to print"), "{none:?}");
+}

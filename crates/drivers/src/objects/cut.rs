@@ -437,7 +437,7 @@ fn prepare_s3(driver: &Objects, s3: &S3, state: &mut State) -> Result<()> {
     if state.holds {
         // A privilege that is missing is found out before anyone is held back.
         let (client, prefix) = (s3.client.clone(), s3.prefix.clone());
-        s3.wait(async move { client.list(What::Versions, &prefix, None, &[]).await.map(drop) })?;
+        s3.wait(async move { client.first(What::Versions, &prefix).await.map(drop) })?;
     }
     Ok(())
 }
@@ -562,7 +562,7 @@ fn now(clock: ClockId) -> FileTime {
 /// What changed since is known by name and every content checks itself, so that a held pin is good.
 /// What is only referred to must go on being kept.
 pub(super) fn still_valid(driver: &Objects, pin: &Pin) -> Result<Validity> {
-    if !driver.state().pinned.as_ref().is_some_and(|pinned| pinned.pin.cut == pin.cut) {
+    if driver.state().pinned.as_ref().is_none_or(|pinned| pinned.pin.cut != pin.cut) {
         return Ok(Validity::Lost("no view of this cut is held".to_owned()));
     }
     if let (Where::S3(s3), Mode::Reference) = (&driver.place, driver.settings.mode)

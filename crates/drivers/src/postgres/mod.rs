@@ -25,6 +25,7 @@ mod cut;
 mod drain;
 mod dump;
 mod edges;
+mod endpoint;
 mod extents;
 #[cfg(test)]
 mod faults;

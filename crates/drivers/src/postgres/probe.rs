@@ -168,6 +168,11 @@ fn look_at(
         ));
     }
     collations(session, name, facts, warnings)?;
+    subscriptions(session, name, warnings)
+}
+
+/// Subscriptions, which a restore disables.
+fn subscriptions(session: &mut Session, name: &str, warnings: &mut Vec<String>) -> Result<()> {
     let row = session.query_one(
         "SELECT count(*) FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database \
          WHERE datname = current_database())",

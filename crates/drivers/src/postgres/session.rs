@@ -1,24 +1,23 @@
-//! One session of a server: connecting, logging in, queries, and COPY in both directions.
+//! One session of a server: queries, and COPY in both directions.
 //!
 //! Blocking, because every phase of a driver is, and with a buffer of its own, because a COPY brings
 //! millions of small messages (docs/decisions/0008). Knows SQL only as text. Every wait looks at the
 //! [`Context`] a few times a second; a cancelled one also asks the server to stop.
 
+mod login;
+
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, BytesMut};
-use postgres_protocol::authentication::{self, sasl};
 use postgres_protocol::message::frontend;
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 
-use super::tls::{self, Stream};
+use super::endpoint::open;
+pub(super) use super::endpoint::{Address, Endpoint};
+use super::tls::Stream;
 use super::wire::{self, Row, RowHash, ServerMessage, Tally};
 
 /// What one read asks for; holds some thousand rows.
@@ -27,44 +26,6 @@ const INPUT_BYTES: usize = 256 << 10;
 const OUTPUT_BYTES: usize = 256 << 10;
 /// How long one call waits before it looks whether someone asked to stop.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// Notices that are kept; a function may raise millions.
-const NOTICES_MAX: usize = 100;
-
-/// Where a server is, and as whom to log in.
-#[derive(Clone)]
-pub(super) struct Endpoint {
-    pub(super) address: Address,
-    pub(super) user: String,
-    pub(super) password: Option<String>,
-    /// `None` without TLS.
-    pub(super) tls: Option<Arc<rustls::ClientConfig>>,
-    /// Whether a server without TLS is refused.
-    pub(super) tls_required: bool,
-    pub(super) connect_time_max: Duration,
-}
-
-/// Where the server listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Address {
-    Tcp { host: String, port: u16 },
-    Unix { folder: PathBuf, port: u16 },
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix { folder, port } => write!(f, "{}/.s.PGSQL.{port}", folder.display()),
-        }
-    }
-}
-
-impl std::fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Endpoint").field("address", &self.address).field("user", &self.user).finish_non_exhaustive()
-    }
-}
 
 /// What a COPY TO STDOUT has still to hand out.
 #[derive(Default)]
@@ -88,7 +49,6 @@ pub(super) struct Session {
     process: i32,
     secret: i32,
     parameters: BTreeMap<String, String>,
-    notices: Vec<ServerMessage>,
     transaction: u8,
     context: Context,
     /// No answer is waited for longer than this.
@@ -143,7 +103,6 @@ impl Session {
             process: 0,
             secret: 0,
             parameters: BTreeMap::new(),
-            notices: Vec::new(),
             transaction: b'I',
             context: context.clone(),
             limit: Some(endpoint.connect_time_max),
@@ -202,16 +161,6 @@ impl Session {
     /// Whose wish to stop is heard from now on.
     pub(super) fn set_context(&mut self, context: &Context) {
         self.context = context.clone();
-    }
-
-    /// How long the server may say nothing; `None` for ever.
-    pub(super) fn set_limit(&mut self, limit: Option<Duration>) {
-        self.limit = limit;
-    }
-
-    /// The notices since the last call.
-    pub(super) fn take_notices(&mut self) -> Vec<ServerMessage> {
-        std::mem::take(&mut self.notices)
     }
 
     /// Runs one or more statements; fails at the first that fails.
@@ -427,116 +376,6 @@ impl Session {
         drop(self.stream.write_all(&self.output).and_then(|()| self.stream.flush()));
     }
 
-    fn log_in(&mut self) -> Result<()> {
-        let user = self.endpoint.user.clone();
-        let database = self.database.clone();
-        let parameters = [
-            ("user", user.as_str()),
-            ("database", database.as_str()),
-            ("application_name", "stillpoint"),
-            ("client_encoding", "UTF8"),
-        ];
-        frontend::startup_message(parameters, &mut self.output).map_err(unsendable)?;
-        self.send()?;
-        let what = format!("cannot log in to {} as `{user}`, database `{database}`", self.endpoint.address);
-        loop {
-            let (tag, body) = self.message()?;
-            match tag {
-                b'R' => {
-                    let body = self.input[body].to_vec();
-                    self.authenticate(&body)?;
-                }
-                b'K' => {
-                    let key = <[u8; 8]>::try_from(&self.input[body]).map_err(|_| wire::garbled())?;
-                    self.process = i32::from_be_bytes([key[0], key[1], key[2], key[3]]);
-                    self.secret = i32::from_be_bytes([key[4], key[5], key[6], key[7]]);
-                }
-                b'E' => {
-                    self.usable = false;
-                    return Err(ServerMessage::parse(&self.input[body]).into_error(what));
-                }
-                b'Z' => return Ok(()),
-                b'v' => {}
-                _ => return Err(wire::garbled()),
-            }
-        }
-    }
-
-    fn authenticate(&mut self, body: &[u8]) -> Result<()> {
-        let (kind, data) = body.split_first_chunk::<4>().ok_or_else(wire::garbled)?;
-        let user = self.endpoint.user.clone();
-        match u32::from_be_bytes(*kind) {
-            0 => Ok(()),
-            3 if !self.stream.is_private() => {
-                Err(Error::new(Kind::Unauthenticated, "the server asks for the password in clear text")
-                    .hint("use `tls: require` or better, or scram-sha-256 in pg_hba.conf"))
-            }
-            3 => {
-                let password = self.password()?;
-                frontend::password_message(password.as_bytes(), &mut self.output).map_err(unsendable)?;
-                self.send()
-            }
-            5 => {
-                let salt = <[u8; 4]>::try_from(data).map_err(|_| wire::garbled())?;
-                let hash = authentication::md5_hash(user.as_bytes(), self.password()?.as_bytes(), salt);
-                frontend::password_message(hash.as_bytes(), &mut self.output).map_err(unsendable)?;
-                self.send()
-            }
-            10 => self.authenticate_scram(data),
-            other => Err(Error::new(Kind::Unsupported, format!("the server asks for login method {other}"))
-                .hint("scram-sha-256, md5 and password are supported in pg_hba.conf")),
-        }
-    }
-
-    fn authenticate_scram(&mut self, mechanisms: &[u8]) -> Result<()> {
-        let offered: Vec<&[u8]> = mechanisms.split(|&byte| byte == 0).collect();
-        let offers = |name: &str| offered.contains(&name.as_bytes());
-        let binding = self.stream.channel_binding();
-        let (mechanism, binding) = match binding {
-            Some(hash) if offers(sasl::SCRAM_SHA_256_PLUS) => {
-                (sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(hash))
-            }
-            // Says that we could have, so that nobody between us can hide the server's offer.
-            Some(_) => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested()),
-            None => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported()),
-        };
-        if !offers(mechanism) {
-            return Err(Error::new(Kind::Unsupported, "the server offers no SCRAM-SHA-256"));
-        }
-        let forged = |error: std::io::Error| {
-            Error::new(Kind::Unauthenticated, "the server did not prove that it knows the password").source(error)
-        };
-        let mut scram = sasl::ScramSha256::new(self.password()?.as_bytes(), binding);
-        frontend::sasl_initial_response(mechanism, scram.message(), &mut self.output).map_err(unsendable)?;
-        self.send()?;
-        let challenge = self.sasl_message(11)?;
-        scram.update(&challenge).map_err(forged)?;
-        frontend::sasl_response(scram.message(), &mut self.output).map_err(unsendable)?;
-        self.send()?;
-        let proof = self.sasl_message(12)?;
-        scram.finish(&proof).map_err(forged)
-    }
-
-    fn sasl_message(&mut self, expected: u32) -> Result<Vec<u8>> {
-        let (tag, body) = self.message()?;
-        match (tag, self.input[body.clone()].split_first_chunk::<4>()) {
-            (b'R', Some((kind, data))) if u32::from_be_bytes(*kind) == expected => Ok(data.to_vec()),
-            (b'E', _) => {
-                self.usable = false;
-                let what = format!("cannot log in to {} as `{}`", self.endpoint.address, self.endpoint.user);
-                Err(ServerMessage::parse(&self.input[body]).into_error(what))
-            }
-            _ => Err(wire::garbled()),
-        }
-    }
-
-    fn password(&self) -> Result<String> {
-        self.endpoint.password.clone().ok_or_else(|| {
-            Error::new(Kind::Unauthenticated, format!("the server asks for a password of `{}`", self.endpoint.user))
-                .hint("password: env:NAME, or file:/path")
-        })
-    }
-
     /// Sends a simple query.
     fn ask(&mut self, sql: &str) -> Result<()> {
         if !self.usable {
@@ -573,8 +412,8 @@ impl Session {
         said.into_error(format!("database `{}` refused: {}", self.database, shortened(sql)))
     }
 
-    /// The next message's type, and where its body lies in the input. Notices and parameters are noted
-    /// on the way and not returned.
+    /// The next message's type, and where its body lies in the input. Parameters are noted on the way,
+    /// notices passed over.
     fn message(&mut self) -> Result<(u8, std::ops::Range<usize>)> {
         loop {
             let ready = &self.input[self.begin..self.end];
@@ -593,18 +432,14 @@ impl Session {
             let body = self.begin + 5..self.begin + frame.bytes;
             self.begin += frame.bytes;
             match frame.tag {
-                b'N' => {
-                    if self.notices.len() < NOTICES_MAX {
-                        self.notices.push(ServerMessage::parse(&self.input[body]));
-                    }
-                }
                 b'S' => {
                     let mut parts = self.input[body].split(|&byte| byte == 0);
                     let mut next = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
                     let (name, value) = (next(), next());
                     self.parameters.insert(name, value);
                 }
-                b'A' => {}
+                // Notices and notifications are for people who watch.
+                b'A' | b'N' => {}
                 b'Z' => {
                     self.transaction = *self.input[body.clone()].first().ok_or_else(wire::garbled)?;
                     return Ok((b'Z', body));
@@ -747,57 +582,4 @@ fn shortened(sql: &str) -> String {
     const SHOWN: usize = 200;
     let line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
     if line.chars().count() <= SHOWN { line } else { line.chars().take(SHOWN).chain("…".chars()).collect() }
-}
-
-/// Opens the stream and, where wanted, shakes hands for TLS.
-fn open(endpoint: &Endpoint, deadline: Instant) -> Result<Stream> {
-    let unreachable = |error: std::io::Error| {
-        Error::new(Kind::Unreachable, format!("cannot connect to {}", endpoint.address))
-            .temporary()
-            .hint("is the server running, and does it listen there (listen_addresses, firewall)?")
-            .source(error)
-    };
-    let (host, port) = match &endpoint.address {
-        Address::Unix { folder, port } => {
-            let path = folder.join(format!(".s.PGSQL.{port}"));
-            return Ok(Stream::Unix(UnixStream::connect(path).map_err(unreachable)?));
-        }
-        Address::Tcp { host, port } => (host, *port),
-    };
-    let mut last = std::io::Error::other("the name has no address");
-    for address in (host.as_str(), port).to_socket_addrs().map_err(unreachable)? {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(&address, left) {
-            Ok(socket) => {
-                socket.set_nodelay(true).map_err(unreachable)?;
-                return protect(endpoint, socket, host, deadline);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(unreachable(last))
-}
-
-/// Asks for TLS and uses it, as far as it is wanted.
-fn protect(endpoint: &Endpoint, mut socket: TcpStream, host: &str, deadline: Instant) -> Result<Stream> {
-    let Some(config) = &endpoint.tls else { return Ok(Stream::Plain(socket)) };
-    let silent = |error: std::io::Error| {
-        Error::new(Kind::Unreachable, format!("{} does not answer", endpoint.address)).temporary().source(error)
-    };
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    socket.set_read_timeout(Some(left)).map_err(silent)?;
-    socket.set_write_timeout(Some(left)).map_err(silent)?;
-    let mut request = BytesMut::new();
-    frontend::ssl_request(&mut request);
-    socket.write_all(&request).map_err(silent)?;
-    // Exactly one byte: what else came with it would be unencrypted, and someone else's.
-    let mut answer = [0];
-    socket.read_exact(&mut answer).map_err(silent)?;
-    match answer {
-        [b'S'] => tls::encrypt(socket, host, config.clone()),
-        [b'N'] if !endpoint.tls_required => Ok(Stream::Plain(socket)),
-        [b'N'] => Err(Error::new(Kind::Unauthenticated, format!("{} offers no TLS", endpoint.address))
-            .hint("set ssl = on at the server; or `tls: disable`, if the network between is your own")),
-        _ => Err(wire::garbled()),
-    }
 }

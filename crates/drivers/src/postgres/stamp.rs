@@ -16,6 +16,8 @@ use super::{Postgres, STAMP_SCHEMA};
 
 /// The stamp's table.
 const STAMP: &str = "stamp";
+/// The database's own settings may make it read-only.
+const BEGIN: &str = "BEGIN READ WRITE";
 /// What is left to do when the stamp is planted.
 const OPENING: &str = "opening";
 
@@ -33,10 +35,15 @@ pub(super) fn stamp(driver: &Postgres, stamp: &Stamp) -> Result<()> {
         let mut session = driver.connect(name, &context)?;
         let table = qualified(STAMP_SCHEMA, STAMP);
         if !has_table(&mut session, STAMP)? {
-            session.execute(&format!("CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; {}", table_of(STAMP)))?;
+            session.execute(&format!(
+                "{BEGIN}; CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; {}; COMMIT",
+                table_of(STAMP)
+            ))?;
         }
-        session
-            .execute(&format!("BEGIN; DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT", literal(&text)))?;
+        session.execute(&format!(
+            "{BEGIN}; DELETE FROM {table}; INSERT INTO {table} VALUES ({}); COMMIT",
+            literal(&text)
+        ))?;
         session.close();
     }
     names.iter().try_for_each(|name| open(&mut driver.connect(name, &context)?))
@@ -55,7 +62,7 @@ fn open(session: &mut Session) -> Result<()> {
     }
     // One transaction: it is open and nothing is left to do, or it is closed. The table stays: removing it
     // would wake event triggers.
-    session.execute(&format!("BEGIN; {}; DELETE FROM {table}; COMMIT", statements.join("; ")))
+    session.execute(&format!("{BEGIN}; {}; DELETE FROM {table}; COMMIT", statements.join("; ")))
 }
 
 /// The statement that makes one of our tables.

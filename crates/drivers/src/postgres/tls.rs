@@ -51,11 +51,6 @@ impl Stream {
         !matches!(self, Self::Plain(_))
     }
 
-    /// Whether it is encrypted, so that a login may be bound to it.
-    pub(super) fn is_encrypted(&self) -> bool {
-        matches!(self, Self::Encrypted(_))
-    }
-
     /// The hash of the server's certificate that a login is bound to (RFC 5929, tls-server-end-point);
     /// `None` without TLS, or with a signature for which the RFC names no hash.
     pub(super) fn channel_binding(&self) -> Option<Vec<u8>> {

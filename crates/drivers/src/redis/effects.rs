@@ -108,13 +108,12 @@ fn family(name: &[u8]) -> Option<Family> {
 
 /// Drops what a query does not look at: a key that became another type than it asks for.
 pub(super) fn fit(verb: &Verb, value: &mut Value) {
-    let fits = match (verb, &*value) {
-        (Verb::Names, _) => true,
-        (Verb::Text, Value::Text(_)) => true,
-        (Verb::Field(_) | Verb::Values | Verb::Fields, Value::Map(_)) => true,
-        (Verb::Members | Verb::Ranked, Value::Set(_)) => true,
-        (Verb::Items, Value::List(_)) => true,
-        _ => false,
+    let fits = match verb {
+        Verb::Names => true,
+        Verb::Text => matches!(value, Value::Text(_)),
+        Verb::Field(_) | Verb::Values | Verb::Fields => matches!(value, Value::Map(_)),
+        Verb::Members | Verb::Ranked => matches!(value, Value::Set(_)),
+        Verb::Items => matches!(value, Value::List(_)),
     };
     if !fits {
         *value = Value::Absent;

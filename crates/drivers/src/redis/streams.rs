@@ -115,13 +115,15 @@ fn entries(id: &[u8], node: &[u8], visit: Visit<'_>) -> Result<()> {
         let mut entry = [at.0.to_be_bytes(), at.1.to_be_bytes()].concat();
         let same = flags & SAME_FIELDS != 0;
         let fields = if same { shared_count } else { count(number(next()?)?)? };
-        for index in 0..fields {
+        let mut names = shared.iter();
+        for _ in 0..fields {
             let own;
-            let field = if same {
-                &shared[index]
-            } else {
-                own = next()?;
-                &own
+            let field = match names.next().filter(|_| same) {
+                Some(name) => name,
+                None => {
+                    own = next()?;
+                    &own
+                }
             };
             for text in [field, &next()?] {
                 entry.extend_from_slice(&(text.len() as u64).to_be_bytes());

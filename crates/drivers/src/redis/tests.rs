@@ -564,10 +564,7 @@ fn signs_of_life_of_the_master_are_no_writes() {
         source.hands().say("SET a 1");
         let driver = source.open().unwrap();
         trial::run(driver.prepare(&Context::default())).unwrap();
-        wait_until("the image is here", || {
-            let position = trial::run(driver.observe(&Context::default())).unwrap();
-            position.is_some_and(|position| position.text.ends_with("written"))
-        });
+        await_image(&source, &driver);
         let offset = || {
             source
                 .hands()
@@ -597,9 +594,7 @@ fn times_of_expiry_are_kept_shifted_or_frozen() {
         hands.say("SET eternal v");
         let driver = source.open().unwrap();
         trial::run(driver.prepare(&Context::default())).unwrap();
-        wait_until("the image is here", || {
-            trial::run(driver.observe(&Context::default())).unwrap().is_some_and(|p| p.text.ends_with("written"))
-        });
+        await_image(&source, &driver);
         hands.say("SET late v PX 1500");
         hands.say("SETEX late:2 2 v");
         let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
@@ -649,9 +644,7 @@ fn parts_come_back_alone_and_replace_only_themselves() {
         fill(&mut hands);
         let driver = source.open().unwrap();
         trial::run(driver.prepare(&Context::default())).unwrap();
-        wait_until("the image is here", || {
-            trial::run(driver.observe(&Context::default())).unwrap().is_some_and(|p| p.text.ends_with("written"))
-        });
+        await_image(&source, &driver);
         hands.say("MSET session:2 new other:1 new");
         hands.say("DEL session:1 number:int8");
         let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
@@ -729,9 +722,7 @@ fn references_are_those_of_the_cut() {
         let driver = source.open().unwrap();
         trial::run(driver.expect_edges(&queries)).unwrap();
         trial::run(driver.prepare(&Context::default())).unwrap();
-        wait_until("the image is here", || {
-            trial::run(driver.observe(&Context::default())).unwrap().is_some_and(|p| p.text.ends_with("written"))
-        });
+        await_image(&source, &driver);
         for line in [
             "SET models:1 changed",
             "DEL models:2",
@@ -823,8 +814,9 @@ fn signal(server: &Server, name: &str) {
     assert!(sent.success());
 }
 
-/// Waits until the driver, attached already, has received the image.
-fn await_image(driver: &Arc<dyn Driver>) {
+/// Waits until the driver, attached already, has received the image: something behind it has come.
+fn await_image(server: &Server, driver: &Arc<dyn Driver>) {
+    server.hands().say("PUBLISH nobody listens");
     wait_until("the image is here", || {
         let position = trial::run(driver.observe(&Context::default())).unwrap();
         position.is_some_and(|position| position.text.ends_with("written"))
@@ -910,7 +902,7 @@ fn a_server_that_dies_or_falls_silent_fails_the_point_in_every_phase() {
         trial::run(driver.release(&Context::default(), &[])).unwrap();
 
         let (mut server, driver) = start();
-        await_image(&driver);
+        await_image(&server, &driver);
         let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
         // All that the cut shows was received before the server died: the point is whole.
         server.child.kill().unwrap();
@@ -920,7 +912,7 @@ fn a_server_that_dies_or_falls_silent_fails_the_point_in_every_phase() {
         assert_eq!(trial::run(driver.still_valid(&Context::default(), &pin)).unwrap(), Validity::Valid, "{name}");
 
         let (server, driver) = start();
-        await_image(&driver);
+        await_image(&server, &driver);
         signal(&server, "-STOP");
         let begun = Instant::now();
         let error = fails(trial::run(driver.cut(&Context::default(), &trial::cut_id(1))));
@@ -958,7 +950,7 @@ fn a_connection_that_breaks_is_taken_up_again_while_the_server_has_the_commands(
         source.hands().say("SET a 0");
         let driver = source.open().unwrap();
         trial::run(driver.prepare(&Context::default())).unwrap();
-        await_image(&driver);
+        await_image(&source, &driver);
         for turn in 0..3 {
             source.hands().say("INCR a");
             source.hands().say("CLIENT KILL TYPE replica");
@@ -974,7 +966,7 @@ fn a_connection_that_breaks_is_taken_up_again_while_the_server_has_the_commands(
 
         let driver = source.open().unwrap();
         trial::run(driver.prepare(&Context::default())).unwrap();
-        await_image(&driver);
+        await_image(&source, &driver);
         source.hands().say("DEBUG CHANGE-REPL-ID");
         source.hands().say("CLIENT KILL TYPE replica");
         let lost = |driver: &Arc<dyn Driver>| trial::run(driver.cut(&Context::default(), &trial::cut_id(1)));
@@ -1008,7 +1000,7 @@ fn a_slow_bucket_goes_to_disk_and_its_limit_is_kept() {
         };
         let driver = opened(0);
         trial::run(driver.prepare(&Context::default())).unwrap();
-        await_image(&driver);
+        await_image(&source, &driver);
         let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
         let (drain, _) = trial::drain(&driver, &pin, None).unwrap();
         assert!(drain.tree.files()["dump.rdb"].len() > 40_000_000, "{name}");

@@ -121,7 +121,7 @@ mod tests {
         // The service's second 1000 ends between 50 and 52 ms from the begin.
         let clock = Clock::seen(1_000, ms(48), ms(50));
         let clock = clock.narrowed(&Clock::seen(1_001, ms(52), ms(54)));
-        assert!(clock.doubt() <= Duration::from_millis(6), "{:?}", clock.doubt());
+        assert!(clock.doubt() <= Duration::from_millis(7), "{:?}", clock.doubt());
         let (low, high) = clock.at(ms(51));
         assert!(low <= 1_001 * SECOND_NANOS && high >= 1_001 * SECOND_NANOS);
         // Set back by a minute: the newer look counts.

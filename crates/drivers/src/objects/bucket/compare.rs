@@ -25,7 +25,7 @@ enum Pair {
     Missing(Vec<u8>),
     Additional(Vec<u8>),
     /// The key, what the point has of it, and what the bucket lists.
-    Both(Vec<u8>, Record, Record),
+    Both(Vec<u8>, Box<(Record, Record)>),
 }
 
 /// Compares the bucket with the point.
@@ -61,10 +61,11 @@ pub(in super::super) fn verify(
             match pair {
                 Pair::Missing(key) => note(format!("`{}` is missing", keys::shown(&key))),
                 Pair::Additional(key) => note(format!("`{}` is not in the point", keys::shown(&key))),
-                Pair::Both(key, stored, listed) => {
+                Pair::Both(key, both) => {
+                    let (stored, listed) = &*both;
                     let difference = match summary.mode.is_copy() {
-                        true => compare(driver, s3, source, &key, &stored, &listed)?,
-                        false => compare_copies(&key, &stored, &listed),
+                        true => compare(driver, s3, source, &key, stored, listed)?,
+                        false => compare_copies(&key, stored, listed),
                     };
                     difference.into_iter().for_each(note);
                     return Ok(1);
@@ -100,7 +101,7 @@ fn merge(expected: &Sorted, there: &Sorted, give: &mut dyn FnMut(Pair) -> Result
         match (left.take(), right.take()) {
             (None, None) => return Ok(()),
             (Some((key, stored)), Some((other, listed))) if key == other => {
-                give(Pair::Both(key_of(&key)?, stored, listed))?;
+                give(Pair::Both(key_of(&key)?, Box::new((stored, listed))))?;
                 (left, right) = (next(&mut expected)?, next(&mut there)?);
             }
             (Some((key, _)), other) if other.as_ref().is_none_or(|(other, _)| key < *other) => {

@@ -3,7 +3,8 @@
 //!
 //! Which version that is decides the service's time of it. Two things blur that time: many services
 //! cut it off to the second, and date an upload in parts by its begin. What is in doubt for either
-//! reason is kept with the id of the other candidate, and named.
+//! reason is kept with the id of the other candidate, and named. Services that tell fractions of a second
+//! are taken to date uploads by their end, as MinIO does.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -110,7 +111,16 @@ impl Range {
 /// Keys to split at, from the folders that a bucket shows at a glance.
 pub(in super::super) async fn probe_splits(client: &Client, prefix: &str) -> Result<Vec<Vec<u8>>> {
     let page = client.list(What::Objects, prefix, Some("/"), &[]).await?;
-    Ok(if page.prefixes.len() < PREFIXES_MIN { Vec::new() } else { spread(&page.prefixes) })
+    let mut splits = Vec::new();
+    if page.prefixes.len() >= PREFIXES_MIN {
+        for folder in spread(&page.prefixes) {
+            // Not every clone goes on rightly behind a key that is not there.
+            if let Ok(folder) = String::from_utf8(folder) {
+                splits.extend(client.first(What::Objects, &folder).await?);
+            }
+        }
+    }
+    Ok(splits)
 }
 
 /// A few of many keys, evenly spread, ascending.

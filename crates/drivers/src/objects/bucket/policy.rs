@@ -176,7 +176,7 @@ impl Objects {
         };
         let try_list = |what: What| {
             let (client, prefix) = (s3.client.clone(), s3.prefix.clone());
-            s3.wait(async move { client.list(what, &prefix, None, &[]).await.map(drop) })
+            s3.wait(async move { client.first(what, &prefix).await.map(drop) })
         };
         allowed(try_list(What::Objects))?;
         let mut versioning = Versioning::Never;

@@ -54,7 +54,16 @@ pub(in super::super) struct Reader {
 /// An object that was asked for.
 enum Got {
     Gone,
-    Found { attributes: Attributes, body: Option<(Bytes, Held)>, why: Option<String>, record: Record },
+    Found(Box<Found>),
+}
+
+struct Found {
+    attributes: Attributes,
+    /// The bytes of an object that was read whole.
+    body: Option<(Bytes, Held)>,
+    /// Why it is not the listed object.
+    why: Option<String>,
+    record: Record,
 }
 
 /// Memory of a whole object, given back when its content goes.
@@ -79,9 +88,9 @@ impl Reader {
         let reader = self.clone();
         Box::new(move || {
             let ended = |error| Error::internal("a request ended without an answer").source(error);
-            let (body, attributes, why, record) = match receiver.recv().map_err(ended)?? {
+            let Found { body, attributes, why, record } = match receiver.recv().map_err(ended)?? {
                 Got::Gone => return Ok(Fetched::Gone),
-                Got::Found { attributes, body, why, record } => (body, attributes, why, record),
+                Got::Found(found) => *found,
             };
             let (rest, held) = body.map_or((Bytes::new(), None), |(bytes, held)| (bytes, Some(held)));
             let ranges = held.is_none().then(|| Ranges { at: 0, on_their_way: VecDeque::new() });
@@ -146,7 +155,7 @@ impl Reader {
             attributes.push((wire::attribute_name("parts"), facts::write_parts(&sizes).into_bytes()));
         }
         drop(slot);
-        Ok(Got::Found { attributes, body: body.zip(whole), why, record })
+        Ok(Got::Found(Box::new(Found { attributes, body: body.zip(whole), why, record })))
     }
 
     /// Memory for a whole object, if there is any.

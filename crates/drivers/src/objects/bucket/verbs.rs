@@ -75,11 +75,28 @@ impl Client {
         delimiter: Option<&str>,
         next: &[(String, String)],
     ) -> Result<Page> {
+        self.page(what, prefix, delimiter, next, PAGE_KEYS).await
+    }
+
+    /// The first key below a prefix, if there is one; shows that listing is allowed.
+    pub async fn first(&self, what: What, prefix: &str) -> Result<Option<Vec<u8>>> {
+        let page = self.page(what, prefix, None, &[], "1").await?;
+        Ok(page.entries.into_iter().next().map(|entry| entry.key))
+    }
+
+    async fn page(
+        &self,
+        what: What,
+        prefix: &str,
+        delimiter: Option<&str>,
+        next: &[(String, String)],
+        keys_max: &str,
+    ) -> Result<Page> {
         let mut request = match what {
             What::Objects => Request::new(LIST, Method::GET, None).query("list-type", "2"),
             What::Versions => Request::new(LIST_VERSIONS, Method::GET, None).query("versions", ""),
         };
-        request = request.query("encoding-type", "url").query("max-keys", PAGE_KEYS).query("prefix", prefix);
+        request = request.query("encoding-type", "url").query("max-keys", keys_max).query("prefix", prefix);
         if let Some(delimiter) = delimiter {
             request = request.query("delimiter", delimiter);
         }

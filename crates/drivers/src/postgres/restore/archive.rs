@@ -153,7 +153,10 @@ impl Archive {
         }
         command.arg("--dbname").arg(connection_text(database));
         // Indexes are sorted in memory as far as this goes; a lost restore is begun anew.
-        command.env("PGOPTIONS", "-c maintenance_work_mem=256MB -c synchronous_commit=off");
+        command.env(
+            "PGOPTIONS",
+            "-c maintenance_work_mem=256MB -c synchronous_commit=off -c default_transaction_read_only=off",
+        );
         if step == Step::Indexes && manner.connections > 1 {
             command.arg("--jobs").arg(manner.connections.to_string());
         }
@@ -346,8 +349,13 @@ fn error_of(message: &str, entry: &str, statement: &str) -> Error {
         ("not support", Kind::Unsupported),
     ];
     let kind = known.iter().find(|(text, _)| message.contains(text)).map_or(Kind::Io, |(_, kind)| *kind);
-    let mut error =
-        Error::new(kind, "pg_restore could not make a definition").context("of", entry).context("because", message);
+    let mut error = Error::new(kind, "pg_restore could not make a definition");
+    match (entry, statement.lines().next()) {
+        ("", Some(line)) => error = error.context("by", line),
+        ("", None) => {}
+        (entry, _) => error = error.context("of", entry),
+    }
+    error = error.context("because", message);
     if kind == Kind::Unreachable {
         error = error.temporary();
     }

@@ -5,6 +5,7 @@
 //! one connection are filled by several at once instead, file by file.
 
 use std::io::Read;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
@@ -12,7 +13,8 @@ use stillpoint_core::tree::TreePath;
 
 use super::super::layout::{LargeObject, Table, Total};
 use super::super::session::Session;
-use super::super::wire::{ServerMessage, identifier, literal, qualified};
+use super::super::wire::{ServerMessage, Tally, identifier, literal, qualified};
+use super::binary::{self, Converter, Field};
 use super::source::{self, StoredDatabase};
 use super::{Way, pool};
 
@@ -20,6 +22,12 @@ use super::{Way, pool};
 const BUFFER_BYTES: usize = 256 << 10;
 /// Large objects made by one statement.
 const OBJECTS_PER_STATEMENT: usize = 500;
+
+/// Tables with less are filled as they are: preparations would cost more than they gain.
+const LARGE_BYTES_MIN: u64 = 1 << 20;
+
+/// What one statement loads of a table that several connections fill.
+const PART_BYTES: u64 = 16 << 20;
 
 /// Every loading session: a crash loses the whole database that is being built, so single commits need
 /// not wait for the disk.
@@ -35,12 +43,13 @@ pub(super) struct Load<'a> {
     pub(super) is_ours: bool,
 }
 
-/// A piece of work for one connection.
-enum Job<'a> {
-    /// A table with all its files.
-    Whole(&'a Load<'a>),
-    /// One file of a table.
-    File(&'a Load<'a>, u64),
+/// A piece of work for one connection: a table, some of its files, and whether they are all it has, so
+/// that it can be emptied first.
+struct Job<'a> {
+    load: &'a Load<'a>,
+    fields: Option<Vec<Field>>,
+    files: Range<u64>,
+    is_whole: bool,
 }
 
 /// Fills the tables.
@@ -49,96 +58,130 @@ pub(super) fn tables(way: &Way<'_>, database: &str, stored: &StoredDatabase, loa
     let share = bytes / (way.settings.connections as u64).max(1);
     let mut largest: Vec<&Load<'_>> = loads.iter().filter(|load| load.table.files > 0).collect();
     largest.sort_by_key(|load| std::cmp::Reverse(load.total.bytes));
+    let mut session = way.connect(database)?;
+    let begin = format!("{BEGIN}; {}", replica_role(&mut session)?);
     let mut jobs = Vec::new();
     for load in largest {
+        // Preparations cost more than few rows would gain.
+        let is_large = load.total.bytes >= LARGE_BYTES_MIN;
+        let fields = if is_large { fields(&mut session, load, &stored.about.encoding)? } else { None };
         let is_alone = load.total.bytes <= share || load.table.files == 1;
-        match is_alone && load.is_ours && load.table.filter.is_none() {
-            true => jobs.push(Job::Whole(load)),
-            false => jobs.extend((0..load.table.files).map(|file| Job::File(load, file))),
-        }
+        let is_whole = is_alone && is_large && load.is_ours && load.table.filter.is_none();
+        let parts = if is_whole { vec![0..load.table.files] } else { parts(load) };
+        jobs.extend(parts.into_iter().map(|files| Job { load, fields: fields.clone(), files, is_whole }));
     }
-    let begin = format!("{BEGIN}; {}", replica_role(way, database)?);
+    session.close();
     // Rows move to another partition where types or collations hash or sort otherwise than at the source,
     // as enums always do. The server chooses the partition then, after every one of them was emptied.
     let misplaced = Mutex::new(Vec::new());
-    let later = |load, file| misplaced.lock().unwrap_or_else(PoisonError::into_inner).push((load, file));
-    pool::run(way, (database, &begin), jobs, &|session, job| {
-        let (load, done) = match job {
-            Job::Whole(load) => (load, whole(way, session, stored, load)),
-            Job::File(load, file) => (load, one_file(way, session, stored, load, *file, &load.into)),
-        };
-        match (done, job) {
-            (Err(error), Job::Whole(load)) if is_misplaced(&error) => {
-                (0..load.table.files).for_each(|file| later(*load, file));
-                session.execute("ROLLBACK")
-            }
-            (Err(error), Job::File(load, file)) if is_misplaced(&error) => {
-                later(*load, *file);
-                Ok(())
-            }
-            (done, _) => done.map_err(|error| of(load, error)),
+    pool::run(way, (database, &begin), jobs, &|session, job| match fill(way, session, stored, job, &job.load.into) {
+        Err(error) if is_misplaced(&error) => {
+            misplaced.lock().unwrap_or_else(PoisonError::into_inner).push((job.load, job.files.clone()));
+            if session.in_transaction() { session.execute("ROLLBACK") } else { Ok(()) }
         }
+        done => done.map_err(|error| of(job.load, error)),
     })?;
     let misplaced = misplaced.into_inner().unwrap_or_else(PoisonError::into_inner);
-    pool::run(way, (database, &begin), misplaced, &|session, (load, file)| {
+    pool::run(way, (database, &begin), misplaced, &|session, (load, files)| {
         let top = root(session, &load.into.0, &load.into.1)?.unwrap_or_else(|| load.into.clone());
-        one_file(way, session, stored, load, *file, &top).map_err(|error| of(load, error))
+        let job = Job { load, fields: None, files: files.clone(), is_whole: false };
+        fill(way, session, stored, &job, &top).map_err(|error| of(load, error))
     })
 }
 
+/// Cuts a table's files into pieces of a size that keeps all connections busy to the end.
+fn parts(load: &Load<'_>) -> Vec<Range<u64>> {
+    let (mut parts, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for file in 0..load.table.files {
+        bytes += file_tally(load, file).map_or(PART_BYTES, |tally| tally.bytes);
+        if bytes >= PART_BYTES || file + 1 == load.table.files {
+            parts.push(begin..file + 1);
+            (begin, bytes) = (file + 1, 0);
+        }
+    }
+    parts
+}
+
+fn file_tally(load: &Load<'_>, file: u64) -> Option<Tally> {
+    load.total.file(usize::try_from(file).ok()?)
+}
+
 /// Keeps triggers of tables that exist already from firing, where this role may.
-fn replica_role(way: &Way<'_>, database: &str) -> Result<&'static str> {
+fn replica_role(session: &mut Session) -> Result<&'static str> {
     const REPLICA: &str = "SET session_replication_role = replica";
-    let mut session = way.connect(database)?;
     match session.execute(REPLICA) {
         Ok(()) => Ok(REPLICA),
         // Tables that we made have no triggers yet.
-        Err(error) if error.kind() == Kind::PermissionDenied => Ok("SET synchronous_commit = off"),
+        Err(error) if error.kind() == Kind::PermissionDenied => Ok(BEGIN),
         Err(error) => Err(error),
     }
 }
 
+/// How rows are stored and sent.
+#[derive(Debug, Clone, Copy)]
+struct Form<'a> {
+    is_frozen: bool,
+    encoding: &'a str,
+    /// The forms of the columns, where rows are sent in binary.
+    fields: Option<&'a [Field]>,
+}
+
 /// The statement that takes rows. Without columns the list is left out: SQL has no empty one.
-fn copy_statement(load: &Load<'_>, into: (&str, &str), is_frozen: bool, encoding: &str) -> String {
+fn copy_statement(load: &Load<'_>, into: (&str, &str), form: Form<'_>) -> String {
     let columns: Vec<String> = load.table.columns.iter().map(|name| identifier(name)).collect();
     let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
     let mut options = Vec::new();
-    if is_frozen {
+    if form.is_frozen {
         options.push("FREEZE".to_owned());
     }
-    if encoding != "UTF8" {
-        options.push(format!("ENCODING {}", literal(encoding)));
+    if form.fields.is_some() {
+        options.push("FORMAT binary".to_owned());
+    }
+    if form.encoding != "UTF8" {
+        options.push(format!("ENCODING {}", literal(form.encoding)));
     }
     let options = if options.is_empty() { String::new() } else { format!(" WITH ({})", options.join(", ")) };
     format!("COPY {}{list} FROM STDIN{options}", qualified(into.0, into.1))
 }
 
-/// A whole table in one transaction.
-fn whole(way: &Way<'_>, session: &mut Session, stored: &StoredDatabase, load: &Load<'_>) -> Result<()> {
-    let (schema, name) = (load.into.0.as_str(), load.into.1.as_str());
-    session.execute(&format!("BEGIN; TRUNCATE TABLE ONLY {}", qualified(schema, name)))?;
-    let files: Vec<TreePath> =
-        (0..load.table.files).map(|file| stored.rows(load.table, file)).collect::<Result<_>>()?;
-    let statement = copy_statement(load, (schema, name), true, &stored.about.encoding);
-    let rows = copy(way, session, &statement, &files)?;
-    expect(load, rows, load.total.rows)?;
-    session.execute("COMMIT")
+/// The forms of the columns, if all have one. In binary the server would read text in the session's
+/// encoding, so databases of other encodings are left out.
+fn fields(session: &mut Session, load: &Load<'_>, encoding: &str) -> Result<Option<Vec<Field>>> {
+    match encoding {
+        "UTF8" => binary::fields(session, (&load.into.0, &load.into.1), &load.table.columns),
+        _ => Ok(None),
+    }
 }
 
-/// One file of a table, in a statement of its own.
-fn one_file(
+/// Files of a table in one statement; a whole table in one transaction that empties it first.
+fn fill(
     way: &Way<'_>,
     session: &mut Session,
     stored: &StoredDatabase,
-    load: &Load<'_>,
-    file: u64,
+    job: &Job<'_>,
     into: &(String, String),
 ) -> Result<()> {
-    let path = [stored.rows(load.table, file)?];
-    let statement = copy_statement(load, (&into.0, &into.1), false, &stored.about.encoding);
-    let rows = copy(way, session, &statement, &path)?;
-    let expected = usize::try_from(file).ok().and_then(|file| load.total.file(file)).map_or(rows, |tally| tally.rows);
-    expect(load, rows, expected)
+    let load = job.load;
+    let paths: Vec<TreePath> = job.files.clone().map(|file| stored.rows(load.table, file)).collect::<Result<_>>()?;
+    let encoding = stored.about.encoding.as_str();
+    let mut fields = job.fields.as_deref();
+    let rows = loop {
+        if job.is_whole {
+            session.execute(&format!("BEGIN; TRUNCATE TABLE ONLY {}", qualified(&into.0, &into.1)))?;
+        }
+        let form = Form { is_frozen: job.is_whole, encoding, fields };
+        match copy(way, session, &copy_statement(load, (&into.0, &into.1), form), &paths, form.fields)? {
+            Some(rows) => break rows,
+            // Written in another way than we read: the server reads it.
+            None => fields = None,
+        }
+        if job.is_whole {
+            session.execute("ROLLBACK")?;
+        }
+    };
+    let expected: Option<u64> = job.files.clone().map(|file| Some(file_tally(load, file)?.rows)).sum();
+    expect(load, rows, expected.unwrap_or(rows))?;
+    if job.is_whole { session.execute("COMMIT") } else { Ok(()) }
 }
 
 /// Whether a row does not belong into the partition it was in at the source.
@@ -174,26 +217,51 @@ fn of(load: &Load<'_>, error: Error) -> Error {
     error.context("table", format!("{}.{}", load.table.schema, load.table.name))
 }
 
-/// Streams files of the tree into one COPY; returns the rows that the server took.
-fn copy(way: &Way<'_>, session: &mut Session, statement: &str, files: &[TreePath]) -> Result<u64> {
+/// Streams files of the tree into one COPY; returns the rows that the server took, or `None` if they
+/// cannot be sent in this form.
+fn copy(
+    way: &Way<'_>,
+    session: &mut Session,
+    statement: &str,
+    files: &[TreePath],
+    fields: Option<&[Field]>,
+) -> Result<Option<u64>> {
     session.copy_in(statement)?;
+    let mut converter = fields.map(Converter::new);
     let mut buffer = vec![0; BUFFER_BYTES];
+    if converter.is_some() {
+        session.copy_write(binary::HEAD)?;
+    }
     for path in files {
-        if let Err(error) = stream(way, session, path, &mut buffer) {
+        match stream(way, session, path, &mut buffer, converter.as_mut()) {
+            Ok(true) => {}
             // The first failure counts; one of the connection leaves nothing to say good-bye to.
-            if session.is_usable() {
-                session.copy_fail("the point could not be read")?;
+            stopped => {
+                if session.is_usable() {
+                    session.copy_fail("the point could not be sent")?;
+                }
+                return stopped.map(|_| None);
             }
-            return Err(error);
         }
+    }
+    if converter.is_some() {
+        session.copy_write(binary::END)?;
     }
     let rows = session.copy_finish()?;
     way.context.advance(0, rows);
-    Ok(rows)
+    Ok(Some(rows))
 }
 
-fn stream(way: &Way<'_>, session: &mut Session, path: &TreePath, buffer: &mut [u8]) -> Result<()> {
+/// Sends one file; `false` if it cannot be turned into the form that is wanted.
+fn stream(
+    way: &Way<'_>,
+    session: &mut Session,
+    path: &TreePath,
+    buffer: &mut [u8],
+    mut converter: Option<&mut Converter<'_>>,
+) -> Result<bool> {
     let mut reader = way.source.open(path)?;
+    let mut turned = Vec::new();
     loop {
         way.context.check()?;
         // Small reads are gathered: each write is a message to the server.
@@ -205,9 +273,18 @@ fn stream(way: &Way<'_>, session: &mut Session, path: &TreePath, buffer: &mut [u
             }
         }
         if filled == 0 {
-            return Ok(());
+            return Ok(converter.is_none_or(|converter| converter.is_complete()));
         }
-        session.copy_write(&buffer[..filled])?;
+        match &mut converter {
+            None => session.copy_write(&buffer[..filled])?,
+            Some(converter) => {
+                turned.clear();
+                if converter.push(&buffer[..filled], &mut turned).is_none() {
+                    return Ok(false);
+                }
+                session.copy_write(&turned)?;
+            }
+        }
         way.context.advance(filled as u64, 0);
     }
 }
@@ -232,7 +309,7 @@ pub(super) fn large_objects(way: &Way<'_>, database: &str, stored: &StoredDataba
     );
     pool::run(way, (database, &begin), stored.large_object_files(way.source)?, &|session, path| {
         session.execute("TRUNCATE pg_temp.stillpoint_pieces")?;
-        copy(way, session, "COPY pg_temp.stillpoint_pieces FROM STDIN", std::slice::from_ref(path))?;
+        copy(way, session, "COPY pg_temp.stillpoint_pieces FROM STDIN", std::slice::from_ref(path), None)?;
         // By ascending place, so that holes stay holes and each object is written front to end.
         session.execute(
             "SELECT pg_catalog.count(*) FROM (SELECT pg_catalog.lo_put(oid, at, bytes) FROM \
@@ -275,18 +352,18 @@ pub(super) fn in_transaction(
     stored: &StoredDatabase,
     load: &Load<'_>,
 ) -> Result<()> {
-    (0..load.table.files).try_for_each(|file| {
-        session.execute("SAVEPOINT file")?;
-        match one_file(way, session, stored, load, file, &load.into) {
-            Err(error) if is_misplaced(&error) => {
-                session.execute("ROLLBACK TO SAVEPOINT file")?;
-                let Some(top) = root(session, &load.into.0, &load.into.1)? else { return Err(of(load, error)) };
-                one_file(way, session, stored, load, file, &top).map_err(|error| of(load, error))?;
-            }
-            done => done.map_err(|error| of(load, error))?,
+    // A statement that fails would end the transaction: text surely works.
+    let job = Job { load, fields: None, files: 0..load.table.files, is_whole: false };
+    session.execute("SAVEPOINT rows")?;
+    match fill(way, session, stored, &job, &load.into) {
+        Err(error) if is_misplaced(&error) => {
+            session.execute("ROLLBACK TO SAVEPOINT rows")?;
+            let Some(top) = root(session, &load.into.0, &load.into.1)? else { return Err(of(load, error)) };
+            fill(way, session, stored, &job, &top).map_err(|error| of(load, error))?;
         }
-        session.execute("RELEASE SAVEPOINT file")
-    })
+        done => done.map_err(|error| of(load, error))?,
+    }
+    session.execute("RELEASE SAVEPOINT rows")
 }
 
 /// The statements that set the sequences to where they stood; nothing else of the script is run.

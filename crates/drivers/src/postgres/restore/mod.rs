@@ -7,6 +7,7 @@
 //! what was there as it was.
 
 pub(super) mod archive;
+mod binary;
 mod check;
 pub(super) mod database;
 mod finish;

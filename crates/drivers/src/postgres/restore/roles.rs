@@ -50,9 +50,8 @@ pub(super) fn restore(session: &mut Session, script: &str, globals: &mut Globals
     for (text, words) in &all {
         match Global::of(words) {
             Global::CreateRole(name) if !existing.contains_key(name) => {
-                if attempt(session, text, &format!("role {name}"), globals)? {
-                    globals.made.push(name.to_owned());
-                }
+                let is_made = attempt(session, text, &format!("role {name}"), globals)?;
+                globals.made.extend(is_made.then(|| name.to_owned()));
             }
             Global::CreateTablespace(name) if !tablespaces.contains(name) => {
                 globals.tablespaces_missing.insert(name.to_owned());

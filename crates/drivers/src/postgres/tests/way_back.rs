@@ -263,7 +263,7 @@ fn every_feature_comes_back_on_a_newer_version_with_its_roles() {
 }
 
 /// A small database: two tables with a key between them, a sequence, a view.
-pub(super) const SMALL: &str = "CREATE TABLE teams (id int PRIMARY KEY, name text); \
+const SMALL: &str = "CREATE TABLE teams (id int PRIMARY KEY, name text); \
     CREATE TABLE people (id bigserial PRIMARY KEY, team int REFERENCES teams, note text); \
     INSERT INTO teams SELECT g, 'team ' || g FROM generate_series(1, 20) g; \
     INSERT INTO people (team, note) SELECT g % 20 + 1, repeat('note ', g % 50) FROM generate_series(1, 20000) g; \
@@ -516,6 +516,85 @@ fn the_instructions_in_every_point_restore_it_without_us() {
         // Event triggers wake while views are filled, and note it; grants and comments of large objects are
         // left to the reader.
         let args = ["--exclude-table-data=audit.log", "--no-privileges", "--no-comments", "--exclude-schema=audit"];
-        assert_same(rig.name, rig.dump(None, &source, &args), rig.dump(None, &name, &args), false);
+        // Newer versions write objects of equal owner and grants together.
+        let of = |name: &str| -> Vec<String> {
+            rig.dump(None, name, &args).into_iter().filter(|line| !line.is_empty() && !line.starts_with("--")).collect()
+        };
+        assert_same(rig.name, of(&source), of(&name), false);
+    }
+}
+
+#[test]
+fn a_whole_server_comes_back_on_a_new_one() {
+    let rigs = rigs();
+    let Some(rig) = rig_of(&rigs, "POSTGRES") else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let servers = [(); 2].map(|()| servers::Postgres::start(rig.bin.as_ref(), &[]).unwrap());
+    let [source, target] = servers.each_ref().map(|server| Rig {
+        name: "OWN",
+        url: server.url("postgres").parse().unwrap(),
+        bin: rig.bin.clone(),
+    });
+    source.session("postgres").execute("CREATE ROLE \"Own\" LOGIN PASSWORD 'x' CONNECTION LIMIT 3").unwrap();
+    for name in ["app", "\"Odd / name %\""] {
+        source.session("postgres").execute(&format!("CREATE DATABASE {name} OWNER \"Own\"")).unwrap();
+        source.user(name.trim_matches('"')).execute(SMALL).unwrap();
+    }
+    source.session("postgres").execute("ALTER DATABASE app SET default_transaction_read_only = on").unwrap();
+    source.user("postgres").execute("CREATE TABLE own (a int); INSERT INTO own VALUES (1)").unwrap();
+    let all = json!({ "databases": [] });
+    let (tree, _) = trial::back_up(&open(&source, "x", all.clone(), &scratch), None);
+    let driver = open(&target, "x", all, &scratch);
+    assert_eq!(run(driver.occupied(&Context::default())).unwrap(), None);
+    let restored = trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
+    assert_eq!(
+        (restored.items, restored.kept_old.len(), restored.losses.len()),
+        (40041, 0, 0),
+        "{:?}",
+        restored.losses
+    );
+    run(driver.stamp(&Context::default(), &the_stamp())).unwrap();
+    assert_eq!(trial::differences(&driver, &tree), Vec::<String>::new());
+    let list = "SELECT string_agg(datname, ', ' ORDER BY datname) FROM pg_database";
+    let names = target.session("postgres").query_one(list).unwrap();
+    assert_eq!(names.text(0).unwrap(), "Odd / name %, app, postgres, template0, template1");
+    for name in ["app", "Odd / name %", "postgres"] {
+        assert_equal((&source, name), (&target, name));
+        assert_eq!(count(&target, name, "SELECT count(*) FROM stillpoint.stamp"), 1);
+    }
+    let hash = "SELECT rolpassword FROM pg_authid WHERE rolname = 'Own'";
+    assert_eq!(source.session("postgres").query(hash).unwrap(), target.session("postgres").query(hash).unwrap());
+}
+
+#[test]
+fn large_tables_are_sent_in_binary_and_are_the_same() {
+    for rig in rigs() {
+        let names = Names::new(&[&rig]);
+        let scratch = tempfile::tempdir().unwrap();
+        let name = names.name("app");
+        rig.session("postgres").execute(&format!("CREATE DATABASE {name}")).unwrap();
+        rig.user(&name)
+            .execute(
+                "CREATE TYPE mood AS ENUM ('so so', 'fine'); \
+                 CREATE TABLE plain (a smallint, b int, c bigint, d real, e float8, f boolean, g text, h varchar(9), i char(5), \
+                 j json, k jsonb, l bytea, m uuid, n date, o timestamp, p timestamptz, q name, r mood); \
+                 INSERT INTO plain SELECT g % 32767, -g, g * 1e14, g / 3.0, sqrt(g), g % 2 = 0, \
+                 E'tab\\t, line\\n, back\\\\ é 🦀 ' || repeat('x', g % 30), 'v', 'c', '{\"n\": 1,  \"x\": \"\\u00e9\"}', '{\"n\": 1e5}', \
+                 decode(md5(g::text), 'hex'), md5(g::text)::uuid, '1950-01-01'::date + g, '1990-06-01'::timestamp + g * interval '37.000123 hours', \
+                 '2026-01-01'::timestamptz - g * interval '1.5 days', 'n', 'so so' FROM generate_series(1, 8000) g; \
+                 INSERT INTO plain DEFAULT VALUES; \
+                 INSERT INTO plain (a, b, c, d, e, g, l, n, o, p) VALUES (-32768, -2147483648, -9223372036854775808, 'NaN', '-0', '', '', '-infinity', 'infinity', '-infinity'), \
+                 (32767, 2147483647, 9223372036854775807, '-Infinity', '5e-324', E'\\\\N', '\\x5c', '5874897-12-31', '294276-12-31 23:59:59.999999', '0001-01-01 00:00:00+00'); \
+                 CREATE TABLE old AS SELECT g, '4713-01-01 00:00:00 BC'::timestamp + g * interval '1 hour' AS at, repeat('y', 200) AS t FROM generate_series(1, 8000) g; \
+                 CREATE TABLE mixed AS SELECT g::numeric AS n, repeat('z', 200) AS t FROM generate_series(1, 8000) g",
+            )
+            .unwrap();
+        let (tree, _) = trial::back_up(&open(&rig, &name, json!({}), &scratch), None);
+        for (copy, connections) in [("one", 1), ("many", 8)] {
+            let target = open(&rig, &names.name(copy), json!({ "connections": connections }), &scratch);
+            trial::restore(&target, &tree, RestoreMode::Fresh, None).unwrap();
+            assert_eq!(trial::differences(&target, &tree), Vec::<String>::new(), "{}", rig.name);
+            assert_equal_but_for_the_database((&rig, &name), (&rig, &names.name(copy)));
+        }
     }
 }

@@ -99,7 +99,7 @@ fn throttling_is_waited_out_and_a_pause_that_is_asked_for_is_kept() {
     assert!(drained.notes.iter().any(|note| note.contains("were sent again")), "{:?}", drained.notes);
     let copy = rig.bucket(true);
     let slow = through(&copy, move |line| {
-        let is_third = count.fetch_add(1, Ordering::SeqCst) % 3 == 0;
+        let is_third = count.fetch_add(1, Ordering::SeqCst).is_multiple_of(3);
         (line.starts_with("PUT") && is_third).then(|| answer("503 Slow Down", "", "SlowDown"))
     });
     assert_eq!(restore(&slow.open("p", json!({})), &tree, RestoreMode::Fresh, None).unwrap().items, 20);
