@@ -30,6 +30,9 @@ pub struct ExampleArgs {
     /// Versions published per second by the two writers; 0 means as fast as they can.
     #[arg(long, default_value_t = 20.0)]
     pub per_second: f64,
+    /// Take `stillpoint` and `model-registry` from this folder, and build nothing.
+    #[arg(long, value_name = "FOLDER")]
+    pub programs: Option<PathBuf>,
 }
 
 /// Brings it up, or down.
@@ -42,17 +45,25 @@ pub fn run(root: &Path, args: &ExampleArgs) -> Result<(), String> {
     if folder.join("app.pid").exists() {
         return Err(format!("it is there already; take it down first: cargo xtask example {} --down", args.name));
     }
+    std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut given = BTreeMap::new();
     for name in RIGS {
         let rig = Rig::load(root, name)?;
         rig::obtain(&rig, false)?;
-        given.extend(rig::up(&rig)?.0);
+        let (environment, ran_before) = rig::up(&rig)?;
+        if !ran_before {
+            note_started(&folder, name)?;
+        }
+        given.extend(environment);
     }
     make_folder(&folder, &given)?;
     // A restore must not go to the server that it came from: the copy gets servers of its own.
     let redis = rig::up_in(&Rig::load(root, "redis")?, &folder.join("staging-redis"))?;
     let postgres = rig::up_in(&Rig::load(root, "postgres")?, &folder.join("staging-postgres"))?;
-    let programs = build(root, &target)?;
+    let programs = match &args.programs {
+        Some(folder) => std::path::absolute(folder).map_err(|error| format!("{}: {error}", folder.display()))?,
+        None => build(root, &target)?,
+    };
     let started = start(&folder, &given, (&redis, &postgres), &programs, args);
     if let Err(error) = started {
         down(&folder)?;
@@ -60,6 +71,15 @@ pub fn run(root: &Path, args: &ExampleArgs) -> Result<(), String> {
     }
     println!("{}", next_steps(&folder, &programs));
     Ok(())
+}
+
+/// The rigs that this example started, which it stops again; others may be using the rest.
+const STARTED: &str = "rigs-started";
+
+fn note_started(folder: &Path, name: &str) -> Result<(), String> {
+    let path = folder.join(STARTED);
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    std::fs::write(&path, format!("{before}{name}\n")).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn target(root: &Path) -> Result<PathBuf, String> {
@@ -200,7 +220,7 @@ fn down(folder: &Path) -> Result<(), String> {
     for name in ["staging-redis", "staging-postgres"] {
         rig::down_in(&folder.join(name))?;
     }
-    for name in RIGS {
+    for name in std::fs::read_to_string(folder.join(STARTED)).unwrap_or_default().lines() {
         rig::down(name)?;
     }
     match std::fs::remove_dir_all(folder) {

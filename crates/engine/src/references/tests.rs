@@ -162,6 +162,25 @@ fn stores_that_cannot_list_are_asked_by_ten_thousands() {
 }
 
 #[test]
+fn edges_that_a_program_names_are_checked_like_all_others() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let scratch = tempfile::tempdir().expect("a folder");
+    let to = Synthetic { count: 0, missing_every: 2, lists: true, ..Synthetic::default() };
+    let query = |line: &str| Reference { query: line.to_owned(), ..reference() };
+    let ask = |line: &str| {
+        let context = Context::default();
+        check(&query(line), "production", (&to, None), (&to, None), scratch.path(), &context, runtime.handle())
+    };
+    let checked = ask("command:printf 'orphan\\tone\\nnowhere\\ttwo\\n'").expect("evaluates");
+    assert_eq!((checked.checked, checked.missing, checked.unreferenced), (2, 1, Some(0)));
+    assert_eq!(checked.examples[0].owner, "two");
+    let error = ask("command:sh -c 'echo orphan; exit 1'").expect_err("what it printed before does not count");
+    assert!(error.message().contains("exit status: 1"), "{error}");
+    let meta = StoreName::new("meta").expect("valid");
+    assert_eq!(queries_of(&query("command:true"), &meta).count(), 0, "no driver is asked");
+}
+
+#[test]
 fn a_cancelled_evaluation_ends() {
     let from = Synthetic { count: 1_000_000, ..Synthetic::default() };
     let context = Context::default();
