@@ -23,7 +23,7 @@ use super::dump::{self, Definitions, Dump, LeftOut};
 use super::extents::{self, Base, Unchanged};
 use super::layout::{self, LargeObject, Table, TableKind, Total};
 use super::session::Session;
-use super::tools::{Tools, Wanted};
+use super::tools::Tools;
 use super::wire::{identifier, literal};
 
 /// What stands at the top of every point.
@@ -89,7 +89,7 @@ pub(super) fn drain(
 ) -> Result<Drained> {
     let view = driver.view(pin)?;
     let scratch = dump::folder(&driver.scratch)?;
-    let wanted = Wanted::Nearest(view.facts.major());
+    let wanted = view.facts.major();
     let tools = Tools::find(&driver.settings, &driver.endpoint, scratch.path(), wanted)?;
     let mut drain = Drain {
         driver,
