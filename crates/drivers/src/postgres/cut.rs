@@ -23,7 +23,7 @@ use super::catalog::{self, Relation};
 use super::client::{Facts, facts};
 use super::pool::{BEGIN, Pool};
 use super::session::Session;
-use super::tools::{Tools, Wanted};
+use super::tools::Tools;
 use super::wire::literal;
 
 /// What the position of a view is called.
@@ -103,7 +103,7 @@ pub(super) fn prepare(driver: &Postgres, context: &Context) -> Result<Hold> {
     let (mut observer, facts) = driver.look(context)?;
     let databases = driver.databases(&mut observer)?;
     let scratch = super::dump::folder(&driver.scratch)?;
-    Tools::find(&driver.settings, &driver.endpoint, scratch.path(), Wanted::Nearest(facts.major()))?;
+    Tools::find(&driver.settings, &driver.endpoint, scratch.path(), facts.major())?;
     let warm = driver.settings.connections / databases.len();
     let held = at_once(&databases, |database| hold(driver, &facts, &database.name, warm, context))?;
     let bytes: u64 = held.iter().map(|held| held.bytes_estimate).sum();

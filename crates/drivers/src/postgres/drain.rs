@@ -23,7 +23,7 @@ use super::dump::{self, Definitions, Dump, LeftOut};
 use super::extents::{self, Base, Unchanged};
 use super::layout::{self, LargeObject, Table, TableKind, Total};
 use super::session::Session;
-use super::tools::{Tools, Wanted};
+use super::tools::Tools;
 use super::wire::{identifier, literal};
 
 /// What stands at the top of every point.
@@ -89,7 +89,7 @@ pub(super) fn drain(
 ) -> Result<Drained> {
     let view = driver.view(pin)?;
     let scratch = dump::folder(&driver.scratch)?;
-    let wanted = Wanted::Nearest(view.facts.major());
+    let wanted = view.facts.major();
     let tools = Tools::find(&driver.settings, &driver.endpoint, scratch.path(), wanted)?;
     let mut drain = Drain {
         driver,
@@ -538,17 +538,19 @@ fn left_out(session: &mut Session, settings: &super::Settings) -> Result<LeftOut
     if settings.tables.is_empty() && settings.exclude_tables.is_empty() {
         return Ok(left_out);
     }
+    // A column's sequence goes with its table; `pg_dump` has to be told.
     let rows = session.query(
-        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+        "SELECT n.nspname, c.relname, coalesce(o.schema, n.nspname), coalesce(o.name, c.relname) FROM pg_class c \
+         JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN (SELECT d.objid, tn.nspname AS schema, \
+         t.relname AS name FROM pg_depend d JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn \
+         ON tn.oid = t.relnamespace WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass \
+         AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0) o ON o.objid = c.oid AND c.relkind = 'S' \
          WHERE c.relkind IN ('r', 'p', 'm', 'f', 'S', 'v') AND n.nspname !~ '^pg_' \
-         AND n.nspname <> 'information_schema' AND NOT EXISTS (SELECT FROM pg_depend d \
-         WHERE c.relkind = 'S' AND d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
-         AND d.refobjsubid > 0) ORDER BY 1, 2",
+         AND n.nspname <> 'information_schema' ORDER BY 1, 2",
     )?;
     for row in &rows {
-        let (schema, table) = (row.text(0)?, row.text(1)?);
-        if settings.has_schema(schema) && !settings.has_table(schema, table) {
-            left_out.tables.push((schema.to_owned(), table.to_owned()));
+        if settings.has_schema(row.text(0)?) && !settings.has_table(row.text(2)?, row.text(3)?) {
+            left_out.tables.push((row.string(0)?, row.string(1)?));
         }
     }
     Ok(left_out)

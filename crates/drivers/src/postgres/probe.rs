@@ -11,7 +11,7 @@ use super::client::{Facts, Listed};
 use super::config::Roles;
 use super::layout::TableKind;
 use super::session::Session;
-use super::tools::{Tools, Wanted};
+use super::tools::Tools;
 use super::wire::identifier;
 use super::{Postgres, catalog, cut, dump};
 
@@ -29,7 +29,7 @@ pub(super) fn probe(driver: &Postgres) -> Result<Probe> {
     let mut missing = Vec::new();
     let mut warnings = Vec::new();
     let scratch = dump::folder(&driver.scratch)?;
-    let tools = Tools::find(&driver.settings, &driver.endpoint, scratch.path(), Wanted::Nearest(facts.major()))?;
+    let tools = Tools::find(&driver.settings, &driver.endpoint, scratch.path(), facts.major())?;
     if tools.major > facts.major() {
         warnings.push(format!(
             "definitions are written by pg_dump {} of a newer version: install postgresql-client-{}",

@@ -45,15 +45,6 @@ const FOREIGN_VARIABLES: &[&str] = &[
     "PG_COLOR",
 ];
 
-/// Which version of the programs is wanted.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Wanted {
-    /// The newest, but none older than this major version: it reads that server.
-    Newest(u32),
-    /// The oldest that is not older than this one.
-    Nearest(u32),
-}
-
 /// A folder of programs of one version, and the server that they are to talk to.
 pub(super) struct Tools {
     folder: PathBuf,
@@ -71,14 +62,11 @@ impl std::fmt::Debug for Tools {
 }
 
 impl Tools {
-    /// Finds the programs. `scratch` takes the password's file, which lives as long as the value.
-    pub(super) fn find(settings: &Settings, endpoint: &Endpoint, scratch: &Path, wanted: Wanted) -> Result<Self> {
+    /// Finds the programs of major version `least`, or else of the next newer one: older ones refuse the
+    /// server, newer ones may write what it cannot read. `scratch` takes the password's file, which lives as long as the value.
+    pub(super) fn find(settings: &Settings, endpoint: &Endpoint, scratch: &Path, least: u32) -> Result<Self> {
         let installed = installed(settings);
-        let chosen = match wanted {
-            Wanted::Newest(least) => installed.iter().rfind(|(major, _)| *major >= least),
-            Wanted::Nearest(least) => installed.iter().find(|(major, _)| *major >= least),
-        };
-        let (Wanted::Newest(least) | Wanted::Nearest(least)) = wanted;
+        let chosen = installed.iter().find(|(major, _)| *major >= least);
         let (major, folder) = chosen.ok_or_else(|| missing(settings, &installed, least))?.clone();
         let password = endpoint.password.as_deref().map(|password| password_file(scratch, password)).transpose()?;
         let variables = variables(settings, endpoint, password.as_deref());
@@ -305,15 +293,15 @@ mod tests {
     fn programs_that_are_absent_or_too_old_are_refused_with_what_helps() {
         let home = tempfile::tempdir().unwrap();
         let settings = settings(serde_json::json!({ "tools": home.path().join("bin") }));
-        let find = |wanted| Tools::find(&settings, &endpoint(), home.path(), wanted);
-        let absent = find(Wanted::Newest(15)).unwrap_err();
+        let find = |least| Tools::find(&settings, &endpoint(), home.path(), least);
+        let absent = find(15).unwrap_err();
         assert_eq!(absent.kind(), Kind::NotFound);
         assert!(absent.hint_text().unwrap().contains("postgresql-client-15"), "{absent:?}");
         pretend(&home.path().join("bin"), "14.2 (Debian 14.2-1)");
-        let old = find(Wanted::Newest(15)).unwrap_err();
+        let old = find(15).unwrap_err();
         assert_eq!(old.kind(), Kind::Unsupported);
         assert!(old.to_string().contains("found 14 in"), "{old}");
-        assert_eq!(find(Wanted::Nearest(13)).unwrap().major, 14);
+        assert_eq!(find(13).unwrap().major, 14);
     }
 
     #[test]
@@ -321,7 +309,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         pretend(&home.path().join("bin"), "18beta1");
         let settings = settings(serde_json::json!({ "tools": home.path().join("bin") }));
-        let tools = Tools::find(&settings, &endpoint(), home.path(), Wanted::Newest(18)).unwrap();
+        let tools = Tools::find(&settings, &endpoint(), home.path(), 18).unwrap();
         let command = tools.command("pg_dump", "app");
         let shown = format!("{command:?}");
         assert!(!shown.contains("a:b"), "{shown}");

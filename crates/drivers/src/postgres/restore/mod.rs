@@ -31,7 +31,7 @@ use super::config::{Roles, Settings};
 use super::layout;
 use super::session::Session;
 use super::swap::{self, Swap};
-use super::tools::{self, Tools, Wanted};
+use super::tools::{self, Tools};
 use super::wire::identifier;
 use super::{Postgres, stamp};
 
@@ -60,7 +60,7 @@ impl<'a> Way<'a> {
     /// The programs that read the point's archives and talk to a server of version `major`.
     pub(super) fn tools(&self, stored: &Stored, major: u32) -> Result<Tools> {
         let made_by = tools::major_in(&stored.server.tool).unwrap_or(stored.server.version_number / 10_000);
-        Tools::find(self.settings, &self.driver.endpoint, self.scratch(), Wanted::Nearest(major.max(made_by)))
+        Tools::find(self.settings, &self.driver.endpoint, self.scratch(), major.max(made_by))
     }
 }
 
