@@ -1,7 +1,7 @@
-//! `cargo xtask example model-registry`: the example platform on the rigs, for whoever wants to see it
+//! `cargo xtask example model-registry`: the example platform on servers from the rigs, for whoever wants to see it
 //! run and try Stillpoint on it. `--down` takes all of it away again.
 //!
-//! Everything but the servers lies in `target/model-registry/`.
+//! Everything, servers included, lies in `target/model-registry/`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -12,11 +12,14 @@ use stillpoint_testkit::platform::{CACHE_QUERY, TEMPLATE, fill};
 
 use crate::rig::{self, Rig};
 
-/// Databases and buckets of the application and of its copy.
-const NAMES: [&str; 2] = ["model_registry", "model_registry_staging"];
+/// The application's database, which keeps its name on the server of the copy.
+const DATABASE: &str = "model_registry";
+/// Buckets of the application and of its copy.
 const BUCKETS: [&str; 2] = ["artifacts", "artifacts-staging"];
-/// Servers that the platform runs on, and those that a restore goes to.
-const RIGS: [&str; 3] = ["postgres", "redis", "s3"];
+/// Servers that the platform runs on, by rig and folder.
+const SERVERS: [&str; 3] = ["postgres", "redis", "s3"];
+/// The folders of those that a restore goes to.
+const STAGING_SERVERS: [&str; 2] = ["staging-postgres", "staging-redis"];
 
 /// What to bring up.
 #[derive(Debug, clap::Args)]
@@ -45,16 +48,12 @@ pub fn run(root: &Path, args: &ExampleArgs) -> Result<(), String> {
     if folder.join("app.pid").exists() {
         return Err(format!("it is there already; take it down first: cargo xtask example {} --down", args.name));
     }
-    std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    // Servers of its own: the rigs that tests share keep what was in them before.
     let mut given = BTreeMap::new();
-    for name in RIGS {
+    for name in SERVERS {
         let rig = Rig::load(root, name)?;
         rig::obtain(&rig, false)?;
-        let (environment, ran_before) = rig::up(&rig)?;
-        if !ran_before {
-            note_started(&folder, name)?;
-        }
-        given.extend(environment);
+        given.extend(rig::up_in(&rig, &folder.join(name))?);
     }
     make_folder(&folder, &given)?;
     // A restore must not go to the server that it came from: the copy gets servers of its own.
@@ -71,15 +70,6 @@ pub fn run(root: &Path, args: &ExampleArgs) -> Result<(), String> {
     }
     println!("{}", next_steps(&folder, &programs));
     Ok(())
-}
-
-/// The rigs that this example started, which it stops again; others may be using the rest.
-const STARTED: &str = "rigs-started";
-
-fn note_started(folder: &Path, name: &str) -> Result<(), String> {
-    let path = folder.join(STARTED);
-    let before = std::fs::read_to_string(&path).unwrap_or_default();
-    std::fs::write(&path, format!("{before}{name}\n")).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn target(root: &Path) -> Result<PathBuf, String> {
@@ -141,7 +131,7 @@ fn start(
         let name = ["app", "staging"][side];
         let database = postgres.rsplit_once('/').map_or(postgres, |(server, _)| server);
         Ok::<_, String>(serde_json::json!({
-            "postgres": format!("{database}/{}", NAMES[side]),
+            "postgres": format!("{database}/{}", DATABASE),
             "redis": redis,
             "s3": {
                 "endpoint": s3, "bucket": BUCKETS[side],
@@ -173,14 +163,13 @@ fn start(
         ("folder", folder.display().to_string()),
         ("bucket", folder.join("bucket").display().to_string()),
         ("postgres_port", port(postgres)?),
-        ("postgres_database", NAMES[0].to_owned()),
+        ("postgres_database", DATABASE.to_owned()),
         ("redis_port", port(redis)?),
         ("s3_endpoint", s3.to_owned()),
         ("s3_bucket", BUCKETS[0].to_owned()),
         ("hooks", hooks),
         ("cache_query", CACHE_QUERY.to_owned()),
         ("staging_postgres_port", port(staged.0)?),
-        ("staging_postgres_database", NAMES[1].to_owned()),
         ("staging_redis_port", port(staged.1)?),
         ("staging_s3_bucket", BUCKETS[1].to_owned()),
     ]);
@@ -217,11 +206,8 @@ fn down(folder: &Path) -> Result<(), String> {
         let killed = Command::new("kill").arg(pid.to_string()).status();
         killed.map_err(|error| format!("the application cannot be stopped: {error}"))?;
     }
-    for name in ["staging-redis", "staging-postgres"] {
+    for name in SERVERS.iter().chain(&STAGING_SERVERS) {
         rig::down_in(&folder.join(name))?;
-    }
-    for name in std::fs::read_to_string(folder.join(STARTED)).unwrap_or_default().lines() {
-        rig::down(name)?;
     }
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {error}", folder.display())),

@@ -178,7 +178,6 @@ impl Stage {
             ("hooks", format!("http://{}", self.hooks)),
             ("cache_query", CACHE_QUERY.to_owned()),
             ("staging_postgres_port", staging_postgres.to_string()),
-            ("staging_postgres_database", DATABASE.to_owned()),
             ("staging_redis_port", staging_redis.to_string()),
             ("staging_s3_bucket", staging_bucket.to_owned()),
         ]);
