@@ -5,6 +5,7 @@
 //! mirror still lists that very version; whoever removes versions there is found out at the next point.
 
 use std::collections::HashSet;
+use std::io::Read;
 use std::sync::{Arc, Mutex};
 
 use stillpoint_core::driver::{Context, Drained, Loss, Restored};
@@ -13,14 +14,16 @@ use stillpoint_core::tree::Tree;
 
 use super::crew;
 use super::facts;
+use super::generic::ContentReader;
 use super::read::Reader;
 use super::request::Client;
 use super::s3::S3;
 use super::verbs::{Part, Which};
 use super::write::Job;
+use crate::objects::client::Fetched;
 use crate::objects::drain::{Items, Lines};
 use crate::objects::spool::{Entries, Sorted, Sorter};
-use crate::objects::wire::{Location, Record};
+use crate::objects::wire::{Location, Record, Summary};
 use crate::objects::{Objects, keys};
 
 /// The largest object that one request copies.
@@ -50,8 +53,9 @@ async fn copy_object(origin: &Origin<'_>, target: &Client, key: &[u8]) -> Result
             ));
         }
         let mut headers = Vec::new();
-        // A version that is named cannot change; `null` can.
-        if let Some(etag) = &origin.record.etag {
+        // A version that is named cannot change; `null` can. A copy's tag may be another than that of what it was
+        // made of, as with encrypted buckets, so that a named version is not asked for its tag.
+        if let Some(etag) = origin.record.etag.as_ref().filter(|_| origin.version.is_none_or(|of| of == "null")) {
             headers.push(("x-amz-copy-source-if-match".to_owned(), etag.clone().into_bytes()));
         }
         return target.copy(&source, key, &headers).await;
@@ -206,7 +210,7 @@ pub(in super::super) fn copy(
 
 /// Has the service copy what the point refers to into an empty bucket.
 pub(super) fn restore(job: &Job<'_>) -> Result<Restored> {
-    let origin = origin(job)?;
+    let origin = origin(job.summary, job.s3)?;
     let reader = Arc::new(job.s3.reader.beside(origin.1, &origin.0.prefix));
     let below = part_of(job)?;
     let mut lines = Lines::new(job.source)?;
@@ -255,15 +259,28 @@ pub(super) fn restore(job: &Job<'_>) -> Result<Restored> {
 }
 
 /// Where the objects lie that the point refers to.
-fn origin<'a>(job: &'a Job<'_>) -> Result<(&'a Location, Client)> {
-    let location = job.summary.mirror.as_ref().or(job.summary.source.as_ref());
+fn origin<'a>(summary: &'a Summary, s3: &S3) -> Result<(&'a Location, Client)> {
+    let location = summary.mirror.as_ref().or(summary.source.as_ref());
     let location =
         location.ok_or_else(|| Error::new(Kind::Corrupt, "`bucket.json` does not say where the objects are"))?;
-    if location.service != job.s3.client.service() {
+    if location.service != s3.client.service() {
         let what = format!("the objects of this point lie on {}", location.service);
         return Err(Error::new(Kind::Unsupported, what).hint("a service copies only within itself: restore there"));
     }
-    Ok((location, job.s3.client.beside(&location.bucket)?))
+    Ok((location, s3.client.beside(&location.bucket)?))
+}
+
+/// Opens what the point refers to: the copy in its mirror, or the version in its bucket.
+pub(super) fn open(summary: &Summary, s3: &S3, key: &[u8], record: &Record) -> Result<Option<Box<dyn Read + Send>>> {
+    let (location, client) = origin(summary, s3)?;
+    let reader = Arc::new(s3.reader.beside(client, &location.prefix));
+    let version = if summary.mirror.is_some() { record.copy.clone() } else { record.version.clone() };
+    // The tag is left out: a copy may have another one than the object that it was made of.
+    let record = Record { size: record.size, version, ..Record::default() };
+    Ok(match reader.begin([location.prefix.as_bytes(), key].concat(), record)()? {
+        Fetched::Found(content, _) => Some(Box::new(ContentReader(content))),
+        Fetched::Gone => None,
+    })
 }
 
 /// What keys begin with that are asked for.
