@@ -207,29 +207,24 @@ impl Objects {
     fn versions_view(&self, s3: &S3, context: &Context, at: FileTime, prepared: FileTime) -> Result<View> {
         let mut kept = Sorter::new(&self.scratch)?;
         let (mut doubtful, mut named) = (0u64, Vec::new());
-        let mut doubt = |key: &[u8], is_there: bool, version: &str, other: &str| {
-            doubtful += 1;
-            if named.len() < DOUBTS_MAX {
-                let (shown, what) = (keys::shown(key), if is_there { "version" } else { "deletion" });
-                named.push(format!("`{shown}`: {what} {version} or version {other}"));
-            }
-        };
         let seen = s3.at_cut(context, at, prepared, &mut |key, record| {
             if let Some(other) = &record.other {
-                doubt(&key, true, record.version.as_deref().unwrap_or("null"), other);
+                doubtful += 1;
+                if named.len() < DOUBTS_MAX {
+                    let version = record.version.as_deref().unwrap_or("null");
+                    named.push(format!("`{}`: version {version} or {other}", keys::shown(&key)));
+                }
             }
             kept.push(keys::sort_key(&keys::escape(&key)), record.to_bytes()?)
         })?;
-        for (key, other) in &seen.deletions_in_doubt {
-            doubt(key, false, "marker", other);
-        }
         let mut notes = Vec::new();
         if seen.later > 0 {
             notes.push(format!("{} versions came after the cut and were left out", seen.later));
         }
         if doubtful > 0 {
             notes.push(format!(
-                "of {doubtful} objects the service's times do not tell whether a write came before the cut or after it;                  the first is in the point: {}",
+                "of {doubtful} objects the service's times do not tell whether a write came before the cut or after it; \
+                 the first is in the point: {}",
                 named.join("; ")
             ));
         }

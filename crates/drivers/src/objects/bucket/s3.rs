@@ -59,8 +59,6 @@ impl Drop for S3 {
 pub(in super::super) struct Seen {
     /// Versions that are later than the cut.
     pub later: u64,
-    /// Deletions in the second of the cut: key, and the version that may have been there still.
-    pub deletions_in_doubt: Vec<(Vec<u8>, String)>,
 }
 
 impl S3 {
@@ -220,29 +218,24 @@ impl S3 {
         let uploads_from = FileTime { seconds: prepared.seconds - UPLOADS_DOUBT_SECONDS, nanos: 0 };
         let mut choosers: HashMap<usize, Chooser> = HashMap::new();
         let mut known: Vec<Chosen> = Vec::new();
-        let mut take = |known: &mut Vec<Chosen>, seen: &mut Seen| {
+        let mut take = |known: &mut Vec<Chosen>| {
             known.drain(..).try_for_each(|Chosen { entry, other }| {
                 let entry = listing::below_prefix(entry, &self.prefix)?;
-                match (entry.is_marker, other) {
-                    _ if is_ours(&entry.key) => Ok(()),
-                    (true, Some(other)) => {
-                        seen.deletions_in_doubt.push((entry.key, other));
-                        Ok(())
-                    }
-                    (true, None) => Ok(()),
-                    (false, other) => visit(entry.key.clone(), Record { other, ..record(entry) }),
+                if entry.is_marker || is_ours(&entry.key) {
+                    return Ok(());
                 }
+                visit(entry.key.clone(), Record { other, ..record(entry) })
             })
         };
         self.listing(What::Versions)?.run(context, &mut |range, entry| {
             choosers.entry(range).or_insert_with(|| Chooser::new(at, uploads_from)).push(entry, &mut known);
-            take(&mut known, &mut seen)
+            take(&mut known)
         })?;
         for chooser in choosers.values_mut() {
             chooser.finish(&mut known);
             seen.later += chooser.later;
         }
-        take(&mut known, &mut seen)?;
+        take(&mut known)?;
         Ok(seen)
     }
 
