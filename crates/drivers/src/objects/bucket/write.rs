@@ -252,11 +252,12 @@ impl Writer<'_> {
             let (sender, receiver) = sync_channel(1);
             let (client, key, upload) = (self.job.s3.client.clone(), key.to_vec(), upload.to_owned());
             self.job.s3.handle()?.spawn(async move {
+                let part = client.put_part(&key, &upload, index + 1, body).await;
+                // The part's bytes are memory until it has been sent.
+                drop(taken);
                 // Who asked may have given up.
-                sender.send(client.put_part(&key, &upload, index + 1, body).await).ok();
+                sender.send(part).ok();
             });
-            // Memory is counted while it is filled; a few parts that are on their way come on top.
-            drop(taken);
             on_their_way.push_back(receiver);
             if on_their_way.len() >= PARTS_MAX
                 && let Some(first) = on_their_way.pop_front()
