@@ -300,6 +300,19 @@ mod tests {
     }
 
     #[test]
+    fn no_upload_is_sure_where_those_under_way_could_not_be_seen() {
+        let time = |seconds, nanos| FileTime { seconds, nanos };
+        for (from, other) in [(i64::MIN, Some("v1".to_owned())), (90, None)] {
+            let mut chooser = Chooser::new(time(100, 700), time(from, 0));
+            let mut found = Vec::new();
+            chooser.push(entry("a", "v2", (80, 0), "x-3"), &mut found);
+            chooser.push(entry("a", "v1", (79, 0), "x"), &mut found);
+            chooser.finish(&mut found);
+            assert_eq!((found.len(), &found[0].other), (1, &other));
+        }
+    }
+
+    #[test]
     fn splits_are_spread_and_ascending() {
         let keys: Vec<Vec<u8>> = (0..100u8).map(|number| vec![number]).collect();
         let splits = spread(&keys);

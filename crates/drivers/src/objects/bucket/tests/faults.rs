@@ -67,7 +67,7 @@ fn filled(rig: &Rig, versions: bool) -> Bucket {
     bucket
 }
 
-fn through(bucket: &Bucket, judge: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Bucket {
+pub fn through(bucket: &Bucket, judge: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Bucket {
     Bucket { rig: proxy(&bucket.rig, Arc::new(judge)), ..bucket.clone() }
 }
 

@@ -351,3 +351,40 @@ fn an_interrupted_restore_is_repeated() {
     // Once done, the bucket is like any other that holds something.
     assert_eq!(restore(&target, &tree, RestoreMode::Fresh, None).unwrap_err().kind(), Kind::AlreadyExists);
 }
+
+#[test]
+fn uploads_that_are_under_way_are_seen_before_the_cut() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("uploads_that_are_under_way_are_seen_before_the_cut", why),
+    };
+    let bucket = rig.bucket(true);
+    // MinIO lists only uploads of the very key that is asked for.
+    let mut place = bucket.place("");
+    place.prefix = "p/slow".to_owned();
+    let client = place.client.clone();
+    place.wait(async move { client.begin_upload(b"p/slow", &[]).await.map(drop) }).unwrap();
+    let later = stillpoint_core::tree::FileTime { seconds: jiff::Timestamp::now().as_second() + 1000, nanos: 0 };
+    let from = place.uploads_from(later).unwrap();
+    assert!(from.seconds < later.seconds - 900, "{from:?}");
+    place.prefix = "q".to_owned();
+    assert_eq!(place.uploads_from(later).unwrap().seconds, later.seconds - 2);
+    let denied = super::faults::through(&bucket, |line| {
+        line.contains("uploads=").then(|| super::faults::answer("403 Forbidden", "", "AccessDenied"))
+    });
+    assert_eq!(denied.place("p").uploads_from(later).unwrap().seconds, i64::MIN);
+}
+
+#[test]
+fn options_that_would_have_no_effect_are_refused() {
+    let client = |name: &str| {
+        let options = [("region".to_owned(), "us-east-1".to_owned()), (name.to_owned(), "x".to_owned())];
+        let url = url::Url::parse("s3://bucket").unwrap();
+        crate::objects::bucket::request::Client::new(&url, &options, None)
+    };
+    for name in ["aws_server_side_encryption", "aws_sse_kms_key_id", "unsigned_payload", "timeout", "aws_s3_express"] {
+        let error = client(name).err().unwrap();
+        assert!(error.kind() == Kind::Config && error.message().contains(name), "{error:?}");
+    }
+    assert!(client("session_token").is_ok());
+}
