@@ -50,8 +50,8 @@ pub(super) struct State {
     early: Option<Early>,
     /// Whether the bucket keeps versions, so that what the cut shows stays readable.
     holds: bool,
-    /// When `prepare` was done, by the service's clock.
-    prepared: FileTime,
+    /// Uploads in parts that are dated from here on may have been completed after the cut.
+    uploads_from: FileTime,
     pinned: Option<Pinned>,
 }
 
@@ -175,7 +175,7 @@ impl Objects {
             s3.learn_splits(&super::drain::first_keys(parent)?);
         }
         if let (Where::S3(s3), true) = (&self.place, pinned.holds) {
-            let view = Arc::new(self.versions_view(s3, context, pinned.at, state.prepared)?);
+            let view = Arc::new(self.versions_view(s3, context, pinned.at, state.uploads_from)?);
             pinned.view = Some(view.clone());
             return Ok(view);
         }
@@ -204,32 +204,27 @@ impl Objects {
 
     /// Of every key, the version that was the newest at the cut. Later ones are no losses: the older
     /// ones are still there.
-    fn versions_view(&self, s3: &S3, context: &Context, at: FileTime, prepared: FileTime) -> Result<View> {
+    fn versions_view(&self, s3: &S3, context: &Context, at: FileTime, uploads_from: FileTime) -> Result<View> {
         let mut kept = Sorter::new(&self.scratch)?;
         let (mut doubtful, mut named) = (0u64, Vec::new());
-        let mut doubt = |key: &[u8], is_there: bool, version: &str, other: &str| {
-            doubtful += 1;
-            if named.len() < DOUBTS_MAX {
-                let (shown, what) = (keys::shown(key), if is_there { "version" } else { "deletion" });
-                named.push(format!("`{shown}`: {what} {version} or version {other}"));
-            }
-        };
-        let seen = s3.at_cut(context, at, prepared, &mut |key, record| {
+        let seen = s3.at_cut(context, at, uploads_from, &mut |key, record| {
             if let Some(other) = &record.other {
-                doubt(&key, true, record.version.as_deref().unwrap_or("null"), other);
+                doubtful += 1;
+                if named.len() < DOUBTS_MAX {
+                    let version = record.version.as_deref().unwrap_or("null");
+                    named.push(format!("`{}`: version {version} or {other}", keys::shown(&key)));
+                }
             }
             kept.push(keys::sort_key(&keys::escape(&key)), record.to_bytes()?)
         })?;
-        for (key, other) in &seen.deletions_in_doubt {
-            doubt(key, false, "marker", other);
-        }
         let mut notes = Vec::new();
         if seen.later > 0 {
             notes.push(format!("{} versions came after the cut and were left out", seen.later));
         }
         if doubtful > 0 {
             notes.push(format!(
-                "of {doubtful} objects the service's times do not tell whether a write came before the cut or after it;                  the first is in the point: {}",
+                "of {doubtful} objects the service's times do not tell whether a write came before the cut or after it; \
+                 the first is in the point: {}",
                 named.join("; ")
             ));
         }
@@ -257,6 +252,9 @@ struct Sieve<'a> {
     losses: Vec<Loss>,
     losses_more: u64,
     left_out: u64,
+    /// Objects of a bucket that were replaced since `prepare`, by their time before the cut.
+    replaced: u64,
+    replaced_named: Vec<String>,
     /// Keys that were there before the cut by name of a change, and that no list has shown yet.
     unseen: HashSet<&'a [u8]>,
 }
@@ -278,7 +276,9 @@ impl<'a> Sieve<'a> {
             early.known.iter().filter(|(_, there)| **there).map(|(key, _)| key.as_slice()).collect()
         });
         let kept = Sorter::new(&driver.scratch)?;
-        Ok(Self { at, knowledge, parent, kept, losses: Vec::new(), losses_more: 0, left_out: 0, unseen })
+        let (losses, replaced_named) = (Vec::new(), Vec::new());
+        let (losses_more, left_out, replaced) = (0, 0, 0);
+        Ok(Self { at, knowledge, parent, kept, losses, losses_more, left_out, replaced, replaced_named, unseen })
     }
 
     fn run(mut self, now: Sorted, before: Option<&Sorted>) -> Result<View> {
@@ -321,6 +321,7 @@ impl<'a> Sieve<'a> {
         let key = keys::unescape(&keys::split_sort_key(&sort_key))?;
         self.unseen.remove(key.as_slice());
         let record = Record::parse(&payload)?;
+        let was_listed = before;
         let before = before || self.is_in_parent(&sort_key, &record)?;
         match self.judge(&key, &record, before) {
             Verdict::LaterObject => {
@@ -329,6 +330,14 @@ impl<'a> Sieve<'a> {
             }
             Verdict::Overwritten => {
                 self.lose(&key, "was overwritten after the cut; the point holds the newer content");
+            }
+            // Times are cut off to the second, and those of uploads in parts are those of their begin: the write may
+            // have come after the cut.
+            Verdict::InView if was_listed && record.file.is_none() => {
+                self.replaced += 1;
+                if self.replaced_named.len() < DOUBTS_MAX {
+                    self.replaced_named.push(format!("`{}`", keys::shown(&key)));
+                }
             }
             Verdict::InView => {}
         }
@@ -403,6 +412,14 @@ impl<'a> Sieve<'a> {
         if self.left_out > 0 {
             notes.push(format!("{} objects came after the cut and were left out", self.left_out));
         }
+        if self.replaced > 0 {
+            notes.push(format!(
+                "{} objects were replaced while the point was taken, by the service's times before the cut, which do \
+                 not tell for sure: {}",
+                self.replaced,
+                self.replaced_named.join(", ")
+            ));
+        }
         Ok(View { records: self.kept.finish()?, at: self.at, losses: self.losses, notes, holds: false })
     }
 }
@@ -433,8 +450,10 @@ fn prepare_s3(driver: &Objects, s3: &S3, state: &mut State) -> Result<()> {
         )
         .hint("switch its versioning on"));
     }
-    state.prepared = s3.now()?;
+    let prepared = s3.now()?;
     if state.holds {
+        // Looked at after the time was read, so that what begins between the two is dated later than it.
+        state.uploads_from = s3.uploads_from(prepared)?;
         // A privilege that is missing is found out before anyone is held back.
         let (client, prefix) = (s3.client.clone(), s3.prefix.clone());
         s3.wait(async move { client.first(What::Versions, &prefix).await.map(drop) })?;

@@ -11,7 +11,7 @@ use super::bucket::{mirror, policy};
 use super::client::{Fetched, Place, Waiting};
 use super::config::Mode;
 use super::cut::View;
-use super::spool::{Entries, Sorted};
+use super::spool::{Entries, Sorted, Sorter};
 use super::wire::{self, HOW_TO, MANIFEST, OBJECTS, Record, SCHEMA, SUMMARY, Summary};
 use super::{Objects, Where, keys};
 
@@ -29,6 +29,36 @@ pub(super) struct Item {
     pub record: Record,
     /// Other keys lie below this key.
     pub is_folder: bool,
+}
+
+/// Losses that are listed one by one; the rest is counted.
+const LOSSES_MAX: usize = 1_000;
+
+/// What is lost, of which only the first are kept: it may be all of a bucket.
+#[derive(Default)]
+pub(super) struct Losses {
+    listed: Vec<Loss>,
+    more: u64,
+}
+
+impl Losses {
+    /// Notes a loss.
+    pub fn add(&mut self, key: &[u8], why: &str) {
+        if self.listed.len() < LOSSES_MAX {
+            self.listed.push(Loss { what: keys::shown(key), why: why.to_owned() });
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// The losses to report.
+    pub fn into_list(mut self) -> Vec<Loss> {
+        if self.more > 0 {
+            let what = format!("{} more objects", self.more);
+            self.listed.push(Loss { what, why: "are lost for reasons like those above".to_owned() });
+        }
+        self.listed
+    }
 }
 
 /// The names and the payload of the next entry.
@@ -149,7 +179,11 @@ pub(super) fn drain(
         },
         _ => None,
     };
-    let records = copied.as_ref().unwrap_or(&view.records);
+    let readable = match driver.settings.mode {
+        Mode::Reference => Some(readable(driver, &view.records, &mut drained)?),
+        _ => None,
+    };
+    let records = copied.as_ref().or(readable.as_ref()).unwrap_or(&view.records);
     let summary = summarise(driver, records, &view, &mut drained)?;
     context.expect_bytes(summary.bytes);
     let stream = Metadata::stream(view.at);
@@ -177,9 +211,19 @@ pub(super) fn drain(
         Some(parent) => parent_summary(parent)?.map(|summary| summary.cut_nanos),
         None => None,
     };
-    let mut writer = Writer { driver, context, sink, folder, inside: Vec::new(), parent_cut_nanos, drained };
+    let mut writer = Writer {
+        driver,
+        context,
+        sink,
+        folder,
+        inside: Vec::new(),
+        parent_cut_nanos,
+        losses: Losses::default(),
+        drained,
+    };
     write_objects(&mut writer, records, parent)?;
     let mut drained = writer.drained;
+    drained.losses.extend(writer.losses.into_list());
     sink.leave()?;
     if let Where::S3(s3) = &driver.place
         && let (_, repeated @ 1..) = s3.client.counts()
@@ -225,8 +269,22 @@ fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn 
     writer.go_to(&[])
 }
 
+/// The list without what no restore could read.
+fn readable(driver: &Objects, records: &Sorted, drained: &mut Drained) -> Result<Sorted> {
+    let (mut kept, mut losses) = (Sorter::new(&driver.scratch)?, Losses::default());
+    let mut items = Items::new(records)?;
+    while let Some(item) = items.next_item()? {
+        match unreadable(driver.place.as_place(), &item) {
+            Some(why) => losses.add(&item.key, why),
+            None => kept.push(keys::sort_key(&item.names), item.record.to_bytes()?)?,
+        }
+    }
+    drained.losses.extend(losses.into_list());
+    kept.finish()
+}
+
 /// Why an object cannot be read at all.
-fn unreadable(place: &dyn Place, item: &Item) -> Option<&'static str> {
+pub(super) fn unreadable(place: &dyn Place, item: &Item) -> Option<&'static str> {
     if item.record.is_archived() {
         return Some("is kept in an archive, where it cannot be read: bring it back there, then take a new point");
     }
@@ -312,6 +370,7 @@ struct Writer<'a> {
     /// The open folders, each with the object of the same key, which waits for its place.
     inside: Vec<(Vec<u8>, Option<(Item, Option<Waiting>)>)>,
     parent_cut_nanos: Option<i64>,
+    losses: Losses,
     drained: Drained,
 }
 
@@ -356,7 +415,6 @@ impl Writer<'_> {
     }
 
     fn write_here(&mut self, name: &[u8], item: &Item, asked: Option<Waiting>) -> Result<()> {
-        let mut lose = |why: &str| self.drained.losses.push(Loss { what: keys::shown(&item.key), why: why.to_owned() });
         let old = match asked {
             Some(_) => None,
             None => self.sink.parent(name)?,
@@ -364,7 +422,7 @@ impl Writer<'_> {
         if let Some(node) = old.filter(|node| is_unchanged(node, &item.record, self.parent_cut_nanos)) {
             self.sink.reuse(name, &item.record.metadata(other_attributes(node)))?;
         } else if let Some(why) = unreadable(self.driver.place.as_place(), item) {
-            lose(why);
+            self.losses.add(&item.key, why);
             return Ok(());
         } else {
             let waiting = match asked {
@@ -378,7 +436,7 @@ impl Writer<'_> {
                     self.sink.file(name, &meta, Some(item.record.size), content)?;
                 }
                 Fetched::Gone => {
-                    lose("was deleted before it was read");
+                    self.losses.add(&item.key, "was deleted before it was read");
                     return Ok(());
                 }
             }

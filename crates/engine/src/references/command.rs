@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stillpoint_core::driver::{Context, Edge, Pin};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
@@ -24,6 +24,9 @@ const LINE_BYTES_MAX: u64 = 2 << 20;
 const SAID_BYTES_MAX: usize = 800;
 /// How often it is seen whether someone asked to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A program may run for so long. A point that is being sealed holds pins until it ends: snapshots of databases
+/// that nobody may clean up behind.
+const RUN_TIME_MAX: Duration = Duration::from_secs(3600);
 
 /// What the query begins with.
 const PREFIX: &str = "command:";
@@ -63,23 +66,27 @@ pub(super) fn edges(
         Error::io(format!("cannot run `{program}` for a reference"), error)
             .hint("the program is run without a shell; name it with its full path")
     })?;
-    read(child, program, context, visit)
+    read(child, program, RUN_TIME_MAX, context, visit)
 }
 
 fn read(
     mut child: Child,
     program: &str,
+    time_max: Duration,
     context: &Context,
     visit: &mut (dyn FnMut(Edge) -> Result<()> + Send),
 ) -> Result<()> {
     let pipes = child.stdout.take().zip(child.stderr.take());
     let (stdout, stderr) = pipes.ok_or_else(|| Error::internal("a piped child has no output"))?;
-    let (ended, group) = (AtomicBool::new(false), child.id());
-    let (lines, said) = std::thread::scope(|scope| {
-        // A program that is silent must not keep a run that someone stopped.
+    let (ended, is_late, group) = (AtomicBool::new(false), AtomicBool::new(false), child.id());
+    let began = Instant::now();
+    let (lines, said, status) = std::thread::scope(|scope| {
+        // A program that is silent must not keep a run that someone stopped, nor one that closed its output and
+        // lives on: it is watched until it has ended.
         scope.spawn(|| {
             while !ended.load(Ordering::Relaxed) {
-                if context.is_cancelled() {
+                is_late.store(began.elapsed() >= time_max, Ordering::Relaxed);
+                if context.is_cancelled() || is_late.load(Ordering::Relaxed) {
                     return kill_group(group);
                 }
                 std::thread::sleep(LOOK_EVERY);
@@ -91,10 +98,16 @@ fn read(
             kill_group(group);
         }
         let said = said.join().unwrap_or_default();
+        let status = child.wait();
         ended.store(true, Ordering::Relaxed);
-        (lines, said)
+        (lines, said, status)
     });
-    let status = child.wait().or_io(|| format!("cannot wait for `{program}`"))?;
+    let status = status.or_io(|| format!("cannot wait for `{program}`"))?;
+    if is_late.into_inner() {
+        let seconds = time_max.as_secs();
+        return Err(Error::new(Kind::TimedOut, format!("`{program}` did not end within {seconds} s and was stopped"))
+            .hint("what it printed is not used; run it by hand to see why it takes so long"));
+    }
     context.check()?;
     lines?;
     if status.success() {
@@ -196,5 +209,28 @@ mod tests {
         let began = std::time::Instant::now();
         assert_eq!(run("sh -c 'sleep 60; echo a'", &context).expect_err("stopped").kind(), Kind::Cancelled);
         assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_program_that_closed_its_output_and_lives_on_is_stopped() {
+        let child = |line: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", line]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.process_group(0).spawn().expect("runs")
+        };
+        let began = Instant::now();
+        let hanging = child("exec >&- 2>&-; sleep 60");
+        let error = read(hanging, "sh", Duration::from_millis(300), &Context::default(), &mut |_| Ok(()));
+        assert!(error.expect_err("late").message().contains("did not end within"));
+        let context = Context::default();
+        let stopping = context.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            stopping.cancel();
+        });
+        let hanging = child("exec >&- 2>&-; sleep 60");
+        let error = read(hanging, "sh", RUN_TIME_MAX, &context, &mut |_| Ok(())).expect_err("stopped");
+        assert_eq!(error.kind(), Kind::Cancelled);
+        assert!(began.elapsed() < Duration::from_secs(20));
     }
 }

@@ -199,6 +199,24 @@ impl Versioning {
     }
 }
 
+/// Of a page of uploads that are under way: when the oldest was begun, and how the next page is asked for, if there
+/// is one.
+pub(in super::super) fn uploads(text: &str) -> Result<(Option<jiff::Timestamp>, Vec<(String, String)>)> {
+    let top = Element::parse(text)?;
+    let wrong = || Error::new(Kind::Corrupt, "a listing of uploads shows no time");
+    let begun: Result<Vec<jiff::Timestamp>> =
+        top.all("Upload").map(|upload| upload.text_of("Initiated").parse().map_err(|_| wrong())).collect();
+    let mut next = Vec::new();
+    if top.text_of("IsTruncated") == "true" {
+        let encoded = top.text_of("EncodingType") == "url";
+        let marker = key(top.text_of("NextKeyMarker"), encoded)?;
+        let marker = String::from_utf8(marker).map_err(|_| Error::new(Kind::Corrupt, "a listing's end is no text"))?;
+        next.push(("key-marker".to_owned(), marker));
+        next.push(("upload-id-marker".to_owned(), top.text_of("NextUploadIdMarker").to_owned()));
+    }
+    Ok((begun?.into_iter().min(), next))
+}
+
 /// The shortest time after which a lifecycle rule removes versions that are no longer the newest, in
 /// days, of the rules that are enabled.
 pub(in super::super) fn noncurrent_days(lifecycle: &str) -> Result<Option<u64>> {
@@ -275,6 +293,23 @@ mod tests {
             let text = pieces.concat();
             drop((Page::parse(&text), Refusal::parse(&text), tags(&text), noncurrent_days(&text), Versioning::parse(&text)));
         }
+    }
+
+    #[test]
+    fn the_oldest_upload_of_a_page_is_told_and_the_next_page() {
+        let upload = |time: &str| format!("<Upload><Key>a</Key><Initiated>{time}</Initiated></Upload>");
+        let text = format!(
+            "<R><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated><NextKeyMarker>a+b</NextKeyMarker>\
+             <NextUploadIdMarker>u</NextUploadIdMarker>{}{}</R>",
+            upload("2026-01-02T03:04:05.000Z"),
+            upload("2026-01-02T03:03:05.000Z")
+        );
+        let (oldest, next) = uploads(&text).unwrap();
+        assert_eq!(oldest, Some("2026-01-02T03:03:05Z".parse().unwrap()));
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(next, [pair("key-marker", "a b"), pair("upload-id-marker", "u")]);
+        assert_eq!(uploads("<R><IsTruncated>false</IsTruncated></R>").unwrap(), (None, Vec::new()));
+        assert!(uploads(&format!("<R>{}</R>", upload("yesterday"))).is_err());
     }
 
     #[test]

@@ -3,17 +3,21 @@
 //! Equal entity tags mean equal bytes where both were made of the same parts; where they differ, as
 //! with encrypted buckets, every byte is compared.
 
+use std::io::Read;
 use std::sync::Mutex;
 
+use sha2::{Digest, Sha256};
 use stillpoint_core::driver::{Context, Verification};
-use stillpoint_core::error::{Error, Result};
+use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{Node, NodeKind, Tree, TreePath};
 
 use super::answers;
 use super::crew;
 use super::facts::{self, fact};
+use super::mirror;
 use super::s3::S3;
 use super::verbs::Which;
+use crate::objects::client::Place;
 use crate::objects::drain::Lines;
 use crate::objects::restore::{DIFFERENCES_MAX, compare_one, walk};
 use crate::objects::spool::{Entries, Sorted, Sorter};
@@ -65,7 +69,7 @@ pub(in super::super) fn verify(
                     let (stored, listed) = &*both;
                     let difference = match summary.mode.is_copy() {
                         true => compare(driver, s3, source, &key, stored, listed)?,
-                        false => compare_copies(&key, stored, listed),
+                        false => compare_copies(s3, summary, &key, stored, listed)?,
                     };
                     difference.into_iter().for_each(note);
                     return Ok(1);
@@ -117,12 +121,36 @@ fn merge(expected: &Sorted, there: &Sorted, give: &mut dyn FnMut(Pair) -> Result
     }
 }
 
-fn compare_copies(key: &[u8], stored: &Record, listed: &Record) -> Option<String> {
+/// Where tags differ, bytes decide: a service may give a copy another tag.
+fn compare_copies(s3: &S3, summary: &Summary, key: &[u8], stored: &Record, listed: &Record) -> Result<Option<String>> {
     let shown = keys::shown(key);
     if stored.size != listed.size {
-        return Some(format!("`{shown}` has {} bytes instead of {}", listed.size, stored.size));
+        return Ok(Some(format!("`{shown}` has {} bytes instead of {}", listed.size, stored.size)));
     }
-    (stored.etag != listed.etag).then(|| format!("`{shown}` has another tag than its source"))
+    if stored.etag.is_some() && stored.etag == listed.etag {
+        return Ok(None);
+    }
+    let Some(expected) = mirror::open(summary, s3, key, stored)? else {
+        return Ok(Some(format!("`{shown}` has another tag than its source, which is gone")));
+    };
+    let Some(there) = s3.open(key)? else { return Ok(Some(format!("`{shown}` is missing"))) };
+    Ok((digest(expected, stored.size)? != digest(there, stored.size)?)
+        .then(|| format!("`{shown}` has other bytes than its source")))
+}
+
+/// The SHA-256 of a content; fails if it is shorter or longer than it should be.
+fn digest(mut content: Box<dyn Read + Send>, size: u64) -> Result<Vec<u8>> {
+    let (mut hasher, mut buffer, mut read) = (Sha256::new(), vec![0; 64 << 10], 0);
+    loop {
+        match content.read(&mut buffer).or_io(|| "cannot read an object to compare it".to_owned())? {
+            0 if read == size => return Ok(hasher.finalize().to_vec()),
+            0 => return Err(Error::new(Kind::Conflict, "an object was replaced while it was compared").temporary()),
+            count => {
+                hasher.update(&buffer[..count]);
+                read += count as u64;
+            }
+        }
+    }
 }
 
 fn compare(

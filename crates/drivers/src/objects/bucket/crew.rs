@@ -2,7 +2,7 @@
 //! share. Knows no service.
 
 use std::sync::mpsc::sync_channel;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
@@ -54,35 +54,40 @@ pub(in super::super) fn each<T: Send>(
 }
 
 /// Memory that threads take and give back.
-pub(in super::super) struct Memory {
+#[derive(Clone)]
+pub(in super::super) struct Memory(Arc<Counted>);
+
+struct Counted {
     limit: u64,
     taken: Mutex<u64>,
     given_back: Condvar,
 }
 
 /// Memory that was taken; goes back when dropped.
-pub(in super::super) struct Taken<'a>(&'a Memory, u64);
+pub(in super::super) struct Taken(Memory, u64);
 
 impl Memory {
     /// So many bytes for all.
     pub fn new(limit: u64) -> Self {
-        Self { limit, taken: Mutex::new(0), given_back: Condvar::new() }
+        Self(Arc::new(Counted { limit, taken: Mutex::new(0), given_back: Condvar::new() }))
     }
 
     /// Waits until so many bytes are free; more than there are is all there are.
-    pub fn take(&self, bytes: u64) -> Taken<'_> {
-        let bytes = bytes.min(self.limit);
-        let taken = self.taken.lock().expect("no holder panics");
-        let fits = |taken: &mut u64| *taken + bytes > self.limit;
-        *self.given_back.wait_while(taken, fits).expect("no holder panics") += bytes;
-        Taken(self, bytes)
+    pub fn take(&self, bytes: u64) -> Taken {
+        let counted = &*self.0;
+        let bytes = bytes.min(counted.limit);
+        let taken = counted.taken.lock().expect("no holder panics");
+        let fits = |taken: &mut u64| *taken + bytes > counted.limit;
+        *counted.given_back.wait_while(taken, fits).expect("no holder panics") += bytes;
+        Taken(self.clone(), bytes)
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Taken {
     fn drop(&mut self) {
-        *self.0.taken.lock().expect("no holder panics") -= self.1;
-        self.0.given_back.notify_all();
+        let counted = &*self.0.0;
+        *counted.taken.lock().expect("no holder panics") -= self.1;
+        counted.given_back.notify_all();
     }
 }
 

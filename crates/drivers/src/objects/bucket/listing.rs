@@ -137,7 +137,8 @@ pub(in super::super) fn spread(keys: &[Vec<u8>]) -> Vec<Vec<u8>> {
 pub(in super::super) struct Chosen {
     /// The version, or a marker that says the object was deleted.
     pub entry: Entry,
-    /// The next older one, where it is in doubt which of the two it was: a version id, or `absent`.
+    /// The other candidate, where it is in doubt which of the two it was: a version id, `absent`, or `deleted`.
+    /// Never with a marker: where a deletion is in doubt, the object is chosen.
     pub other: Option<String>,
 }
 
@@ -169,9 +170,17 @@ impl Chooser {
         }
         if let Some(open) = self.open.take_if(|open| open.key == entry.key) {
             // The next older one of a key in doubt.
-            self.done = Some(entry.key);
-            let other = if entry.is_marker { None } else { entry.version };
-            known.push(Chosen { entry: open, other: Some(other.unwrap_or_else(|| ABSENT.to_owned())) });
+            self.done = Some(entry.key.clone());
+            match (open.is_marker, entry.is_marker) {
+                // An object too many harms nobody, one too few does.
+                (true, false) => known.push(Chosen { entry, other: Some(DELETED.to_owned()) }),
+                (true, true) => {}
+                (false, true) => known.push(Chosen { entry: open, other: Some(ABSENT.to_owned()) }),
+                (false, false) => {
+                    let other = entry.version.unwrap_or_else(|| ABSENT.to_owned());
+                    known.push(Chosen { entry: open, other: Some(other) });
+                }
+            }
             return;
         }
         self.finish(known);
@@ -192,12 +201,16 @@ impl Chooser {
 
     /// Ends the last key.
     pub fn finish(&mut self, known: &mut Vec<Chosen>) {
-        known.extend(self.open.take().map(|entry| Chosen { entry, other: Some(ABSENT.to_owned()) }));
+        let open = self.open.take().filter(|open| !open.is_marker);
+        known.extend(open.map(|entry| Chosen { entry, other: Some(ABSENT.to_owned()) }));
     }
 }
 
 /// Instead of a version id: the key had no object.
 pub(in super::super) const ABSENT: &str = "absent";
+
+/// Instead of a version id: the key's object was deleted.
+const DELETED: &str = "deleted";
 
 /// The key below the prefix.
 pub(in super::super) fn below_prefix(mut entry: Entry, prefix: &str) -> Result<Entry> {
@@ -260,6 +273,11 @@ mod tests {
                 entry("e", "e1", (79, 0), "x"),
                 entry("f", "f1", (99, 1), "x"),
                 entry("g", "g1", (100, 0), "x"),
+                entry("h", "h2", (100, 0), ""),
+                entry("h", "h1", (90, 0), "x"),
+                entry("i", "i2", (100, 0), ""),
+                entry("i", "i1", (90, 0), ""),
+                entry("j", "j1", (100, 0), ""),
             ],
             (100, 700),
         );
@@ -276,8 +294,22 @@ mod tests {
                 sure("e", "e2"),
                 sure("f", "f1"),
                 doubt("g", "g1", ABSENT),
+                doubt("h", "h1", DELETED),
             ]
         );
+    }
+
+    #[test]
+    fn no_upload_is_sure_where_those_under_way_could_not_be_seen() {
+        let time = |seconds, nanos| FileTime { seconds, nanos };
+        for (from, other) in [(i64::MIN, Some("v1".to_owned())), (90, None)] {
+            let mut chooser = Chooser::new(time(100, 700), time(from, 0));
+            let mut found = Vec::new();
+            chooser.push(entry("a", "v2", (80, 0), "x-3"), &mut found);
+            chooser.push(entry("a", "v1", (79, 0), "x"), &mut found);
+            chooser.finish(&mut found);
+            assert_eq!((found.len(), &found[0].other), (1, &other));
+        }
     }
 
     #[test]

@@ -5,22 +5,25 @@
 //! mirror still lists that very version; whoever removes versions there is found out at the next point.
 
 use std::collections::HashSet;
+use std::io::Read;
 use std::sync::{Arc, Mutex};
 
-use stillpoint_core::driver::{Context, Drained, Loss, Restored};
+use stillpoint_core::driver::{Context, Drained, Restored};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::Tree;
 
 use super::crew;
 use super::facts;
+use super::generic::ContentReader;
 use super::read::Reader;
 use super::request::Client;
 use super::s3::S3;
 use super::verbs::{Part, Which};
 use super::write::Job;
-use crate::objects::drain::{Items, Lines};
+use crate::objects::client::Fetched;
+use crate::objects::drain::{Items, Lines, Losses, unreadable};
 use crate::objects::spool::{Entries, Sorted, Sorter};
-use crate::objects::wire::{Location, Record};
+use crate::objects::wire::{Location, Record, Summary};
 use crate::objects::{Objects, keys};
 
 /// The largest object that one request copies.
@@ -50,8 +53,9 @@ async fn copy_object(origin: &Origin<'_>, target: &Client, key: &[u8]) -> Result
             ));
         }
         let mut headers = Vec::new();
-        // A version that is named cannot change; `null` can.
-        if let Some(etag) = &origin.record.etag {
+        // A version that is named cannot change; `null` can. A copy's tag may be another than that of what it was
+        // made of, as with encrypted buckets, so that a named version is not asked for its tag.
+        if let Some(etag) = origin.record.etag.as_ref().filter(|_| origin.version.is_none_or(|of| of == "null")) {
             headers.push(("x-amz-copy-source-if-match".to_owned(), etag.clone().into_bytes()));
         }
         return target.copy(&source, key, &headers).await;
@@ -164,7 +168,8 @@ pub(in super::super) fn copy(
     let mut present = Present::new(mirror, driver, context)?;
     let mut lines = parent.map(Lines::new).transpose()?;
     let mut items = Items::new(records)?;
-    let copied = Mutex::new((Sorter::new(&driver.scratch)?, Vec::new()));
+    let copied = Mutex::new((Sorter::new(&driver.scratch)?, Losses::default()));
+    let lose = |key: &[u8], why: &str| copied.lock().expect("no holder panics").1.add(key, why);
     let add = |key: &[u8], record: &Record| {
         let (sort_key, bytes) = (keys::sort_key(&keys::escape(key)), record.to_bytes()?);
         copied.lock().expect("no holder panics").0.push(sort_key, bytes)
@@ -180,7 +185,10 @@ pub(in super::super) fn copy(
             let copy = known.and_then(|known| known.copy.clone()).filter(|copy| there.contains(copy.as_bytes()));
             match copy {
                 Some(copy) => add(&item.key, &Record { copy: Some(copy), ..item.record })?,
-                None => give((item.key, item.record))?,
+                None => match unreadable(s3, &item) {
+                    Some(why) => lose(&item.key, why),
+                    None => give((item.key, item.record))?,
+                },
             }
         }
         Ok(())
@@ -190,13 +198,12 @@ pub(in super::super) fn copy(
             add(&key, &Record { copy: Some(version), ..record.clone() })?;
             return Ok(record.size);
         }
-        let why = "was deleted or replaced before it was copied".to_owned();
-        copied.lock().expect("no holder panics").1.push(Loss { what: keys::shown(&key), why });
+        lose(&key, "was deleted or replaced before it was copied");
         Ok(0)
     })?;
     let (sorter, losses) = copied.into_inner().expect("no holder panics");
     drained.bytes_read = bytes;
-    drained.losses.extend(losses);
+    drained.losses.extend(losses.into_list());
     drained.notes.push(format!(
         "the bytes are copies in the bucket `{}`, not in the point: they must stay there as long as the point",
         mirror.client.bucket()
@@ -206,11 +213,12 @@ pub(in super::super) fn copy(
 
 /// Has the service copy what the point refers to into an empty bucket.
 pub(super) fn restore(job: &Job<'_>) -> Result<Restored> {
-    let origin = origin(job)?;
+    let origin = origin(job.summary, job.s3)?;
     let reader = Arc::new(job.s3.reader.beside(origin.1, &origin.0.prefix));
     let below = part_of(job)?;
     let mut lines = Lines::new(job.source)?;
     let items = std::sync::atomic::AtomicU64::new(0);
+    let failed = Mutex::new((Losses::default(), None::<Error>));
     let feed = |give: &mut dyn FnMut((Vec<u8>, Record)) -> Result<()>| {
         while let Some((key, record)) = lines.next_line()? {
             if is_within(&key, &below) {
@@ -224,46 +232,66 @@ pub(super) fn restore(job: &Job<'_>) -> Result<Restored> {
         let (reader, target, bucket) = (reader.clone(), job.s3.client.clone(), origin.0.bucket.clone());
         let (from, to) = ([origin.0.prefix.as_bytes(), &key].concat(), job.s3.whole_key(&key));
         let (version, of) = (if is_mirror { record.copy.clone() } else { record.version.clone() }, record.clone());
-        job.s3
-            .wait(async move {
-                let version = version.as_deref();
-                copy_object(
-                    &Origin { reader: &reader, bucket: &bucket, key: &from, version, record: &of },
-                    &target,
-                    &to,
-                )
+        let copied = job.s3.wait(async move {
+            let version = version.as_deref();
+            copy_object(&Origin { reader: &reader, bucket: &bucket, key: &from, version, record: &of }, &target, &to)
                 .await
-            })
-            .map_err(|error| match error.kind() {
-                Kind::NotFound => Error::new(
-                    Kind::NotFound,
-                    format!("the version of `{}` that the point refers to is gone", keys::shown(&key)),
-                )
-                .hint("it was removed from the bucket, by hand or by a lifecycle rule")
-                .source(error),
-                _ => error,
-            })?;
+        });
+        match copied {
+            Ok(_) => {}
+            // It lies in an archive by now: the others come back all the same.
+            Err(error) if error.kind() == Kind::Unsupported => {
+                let mut failed = failed.lock().expect("no holder panics");
+                failed.0.add(&key, &error.to_string());
+                failed.1 = failed.1.take().or(Some(error));
+                return Ok(0);
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                let what = format!("the version of `{}` that the point refers to is gone", keys::shown(&key));
+                return Err(Error::new(Kind::NotFound, what)
+                    .hint("it was removed from the bucket, by hand or by a lifecycle rule")
+                    .source(error));
+            }
+            Err(error) => return Err(error),
+        }
         items.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         job.context.advance(record.size, 1);
         Ok(record.size)
     })?;
     let items = items.into_inner();
+    let (losses, first) = failed.into_inner().expect("no holder panics");
+    if let (0, Some(error)) = (items, first) {
+        return Err(error);
+    }
     if items == 0 && job.summary.objects > 0 {
         return Err(Error::new(Kind::NotFound, format!("the point holds nothing at `{}`", job.top)));
     }
-    Ok(Restored { items, bytes, ..Restored::default() })
+    Ok(Restored { items, bytes, losses: losses.into_list(), ..Restored::default() })
 }
 
 /// Where the objects lie that the point refers to.
-fn origin<'a>(job: &'a Job<'_>) -> Result<(&'a Location, Client)> {
-    let location = job.summary.mirror.as_ref().or(job.summary.source.as_ref());
+fn origin<'a>(summary: &'a Summary, s3: &S3) -> Result<(&'a Location, Client)> {
+    let location = summary.mirror.as_ref().or(summary.source.as_ref());
     let location =
         location.ok_or_else(|| Error::new(Kind::Corrupt, "`bucket.json` does not say where the objects are"))?;
-    if location.service != job.s3.client.service() {
+    if location.service != s3.client.service() {
         let what = format!("the objects of this point lie on {}", location.service);
         return Err(Error::new(Kind::Unsupported, what).hint("a service copies only within itself: restore there"));
     }
-    Ok((location, job.s3.client.beside(&location.bucket)?))
+    Ok((location, s3.client.beside(&location.bucket)?))
+}
+
+/// Opens what the point refers to: the copy in its mirror, or the version in its bucket.
+pub(super) fn open(summary: &Summary, s3: &S3, key: &[u8], record: &Record) -> Result<Option<Box<dyn Read + Send>>> {
+    let (location, client) = origin(summary, s3)?;
+    let reader = Arc::new(s3.reader.beside(client, &location.prefix));
+    let version = if summary.mirror.is_some() { record.copy.clone() } else { record.version.clone() };
+    // The tag is left out: a copy may have another one than the object that it was made of.
+    let record = Record { size: record.size, version, ..Record::default() };
+    Ok(match reader.begin([location.prefix.as_bytes(), key].concat(), record)()? {
+        Fetched::Found(content, _) => Some(Box::new(ContentReader(content))),
+        Fetched::Gone => None,
+    })
 }
 
 /// What keys begin with that are asked for.

@@ -79,8 +79,16 @@ fn document(settings: &Settings, url: &str) -> Result<Value> {
         let (bucket, prefix) = parts(mirror)?;
         statements.push(list(&bucket, &prefix, "Mirror"));
         statements.push(statement("MirrorBucket", &["s3:GetBucketVersioning"], &whole(&bucket)));
-        let copy =
-            ["s3:PutObject", "s3:PutObjectTagging", "s3:AbortMultipartUpload", "s3:GetObject", "s3:GetObjectVersion"];
+        // A restore asks for the copies' tags, and copies of tagged versions need the right to.
+        let copy = [
+            "s3:PutObject",
+            "s3:PutObjectTagging",
+            "s3:AbortMultipartUpload",
+            "s3:GetObject",
+            "s3:GetObjectVersion",
+            "s3:GetObjectTagging",
+            "s3:GetObjectVersionTagging",
+        ];
         statements.push(statement("MirrorObjects", &copy, &below(&bucket, &prefix)));
     }
     Ok(json!({ "Version": "2012-10-17", "Statement": statements }))
@@ -109,7 +117,8 @@ fn statement(name: &str, actions: &[&str], resource: &str) -> Value {
 }
 
 fn list(bucket: &str, prefix: &str, name: &str) -> Value {
-    let mut list = statement(&format!("{name}List"), &["s3:ListBucket", "s3:ListBucketVersions"], &whole(bucket));
+    let actions = ["s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"];
+    let mut list = statement(&format!("{name}List"), &actions, &whole(bucket));
     if !prefix.is_empty() {
         list["Condition"] = json!({ "StringLike": { "s3:prefix": [format!("{prefix}*")] } });
     }
@@ -258,6 +267,10 @@ mod tests {
         {
             assert!(text.contains(needed), "{needed}: {text}");
         }
+        let document: Value = serde_json::from_str(&text).unwrap();
+        let statements = document["Statement"].as_array().unwrap();
+        let mirror = statements.iter().find(|statement| statement["Sid"] == "MirrorObjects").unwrap();
+        assert!(mirror["Action"].as_array().unwrap().contains(&json!("s3:GetObjectVersionTagging")), "{mirror}");
         assert!(policy_of(json!({})).unwrap().contains("BUCKET"));
         assert_eq!(policy_of(json!({ "path": "/srv/x" })), None);
         assert_eq!(policy_of(json!({ "url": "gs://x" })), None);

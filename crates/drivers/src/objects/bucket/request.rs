@@ -189,6 +189,36 @@ impl Inner {
     }
 }
 
+/// Whether an option is heeded: those of the credentials go to the chain of the `object_store` crate, and this client
+/// reads a few others. What else that crate knows would have no effect here.
+fn has_effect(key: &AmazonS3ConfigKey) -> bool {
+    use AmazonS3ConfigKey as Key;
+    use ClientConfigKey::{AllowHttp, AllowInvalidCertificates, ProxyUrl};
+    matches!(
+        key,
+        Key::AccessKeyId
+            | Key::SecretAccessKey
+            | Key::Token
+            | Key::Region
+            | Key::DefaultRegion
+            | Key::Endpoint
+            | Key::S3Endpoint
+            | Key::ImdsV1Fallback
+            | Key::MetadataEndpoint
+            | Key::ContainerCredentialsRelativeUri
+            | Key::ContainerCredentialsFullUri
+            | Key::ContainerAuthorizationTokenFile
+            | Key::WebIdentityTokenFile
+            | Key::RoleArn
+            | Key::RoleSessionName
+            | Key::StsEndpoint
+            | Key::VirtualHostedStyleRequest
+            | Key::SkipSignature
+            | Key::RequestPayer
+            | Key::Client(AllowHttp | AllowInvalidCertificates | ProxyUrl)
+    )
+}
+
 impl Client {
     /// A client for the bucket of `url`; options have the names of the `object_store` crate, whose
     /// chain of credentials is used. Sends nothing.
@@ -205,6 +235,13 @@ impl Client {
         let mut unknown = None;
         for (name, value) in options {
             match name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
+                Ok(key) if !has_effect(&key) => {
+                    return Err(Error::new(
+                        Kind::Config,
+                        format!("the option `{name}` has no effect on buckets of S3"),
+                    )
+                    .hint("leave it out; encryption and the like are set on the bucket itself"));
+                }
                 Ok(key) => builder = builder.with_config(key, value),
                 Err(error) => unknown = unknown.or(Some(error)),
             }

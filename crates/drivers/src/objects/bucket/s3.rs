@@ -59,8 +59,6 @@ impl Drop for S3 {
 pub(in super::super) struct Seen {
     /// Versions that are later than the cut.
     pub later: u64,
-    /// Deletions in the second of the cut: key, and the version that may have been there still.
-    pub deletions_in_doubt: Vec<(Vec<u8>, String)>,
 }
 
 impl S3 {
@@ -207,42 +205,50 @@ impl S3 {
         })
     }
 
-    /// Calls `visit` for every object that the cut at `at` shows, in any order. `prepared` is when the
-    /// keys of `uploads` were being written in parts.
+    /// From when on the begin of an upload in parts does not tell that it was completed before the cut: uploads that
+    /// are under way may end after it. Where they cannot be seen, that is so for every upload.
+    pub fn uploads_from(&self, prepared: FileTime) -> Result<FileTime> {
+        let (client, prefix) = (self.client.clone(), self.prefix.clone());
+        let oldest = match self.wait(async move { client.oldest_upload(&prefix).await }) {
+            Ok(oldest) => oldest.map_or(prepared.seconds, |oldest| oldest.as_second().min(prepared.seconds)),
+            Err(error) if matches!(error.kind(), Kind::PermissionDenied | Kind::Unsupported | Kind::Config) => {
+                return Ok(FileTime { seconds: i64::MIN, nanos: 0 });
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(FileTime { seconds: oldest - UPLOADS_DOUBT_SECONDS, nanos: 0 })
+    }
+
+    /// Calls `visit` for every object that the cut at `at` shows, in any order. `uploads_from` is what
+    /// [`S3::uploads_from`] told before the cut.
     pub fn at_cut(
         &self,
         context: &Context,
         at: FileTime,
-        prepared: FileTime,
+        uploads_from: FileTime,
         visit: &mut dyn FnMut(Vec<u8>, Record) -> Result<()>,
     ) -> Result<Seen> {
         let mut seen = Seen::default();
-        let uploads_from = FileTime { seconds: prepared.seconds - UPLOADS_DOUBT_SECONDS, nanos: 0 };
         let mut choosers: HashMap<usize, Chooser> = HashMap::new();
         let mut known: Vec<Chosen> = Vec::new();
-        let mut take = |known: &mut Vec<Chosen>, seen: &mut Seen| {
+        let mut take = |known: &mut Vec<Chosen>| {
             known.drain(..).try_for_each(|Chosen { entry, other }| {
                 let entry = listing::below_prefix(entry, &self.prefix)?;
-                match (entry.is_marker, other) {
-                    _ if is_ours(&entry.key) => Ok(()),
-                    (true, Some(other)) => {
-                        seen.deletions_in_doubt.push((entry.key, other));
-                        Ok(())
-                    }
-                    (true, None) => Ok(()),
-                    (false, other) => visit(entry.key.clone(), Record { other, ..record(entry) }),
+                if entry.is_marker || is_ours(&entry.key) {
+                    return Ok(());
                 }
+                visit(entry.key.clone(), Record { other, ..record(entry) })
             })
         };
         self.listing(What::Versions)?.run(context, &mut |range, entry| {
             choosers.entry(range).or_insert_with(|| Chooser::new(at, uploads_from)).push(entry, &mut known);
-            take(&mut known, &mut seen)
+            take(&mut known)
         })?;
         for chooser in choosers.values_mut() {
             chooser.finish(&mut known);
             seen.later += chooser.later;
         }
-        take(&mut known, &mut seen)?;
+        take(&mut known)?;
         Ok(seen)
     }
 

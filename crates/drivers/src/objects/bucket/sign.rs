@@ -45,7 +45,7 @@ impl Signer<'_> {
         for (name, value) in headers {
             canonical.extend_from_slice(name.as_bytes());
             canonical.push(b':');
-            canonical.extend_from_slice(value.trim_ascii());
+            canonical.extend_from_slice(&folded(value));
             canonical.push(b'\n');
         }
         canonical.extend_from_slice(format!("\n{names}\n{}", signed.payload).as_bytes());
@@ -57,6 +57,12 @@ impl Signer<'_> {
         let signature = hex::encode(hmac(&key, text.as_bytes()));
         format!("{ALGORITHM} Credential={}/{scope}, SignedHeaders={names}, Signature={signature}", self.key_id)
     }
+}
+
+/// A header's value as it is signed: without space around it, and with single spaces inside. It is sent as it is.
+fn folded(value: &[u8]) -> Vec<u8> {
+    let words: Vec<_> = value.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect();
+    words.join(&b' ')
 }
 
 fn hmac(key: &[u8], bytes: &[u8]) -> [u8; 32] {
@@ -131,6 +137,12 @@ mod tests {
         };
         let expected = "Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41";
         assert!(signer.authorization(&signed).ends_with(expected));
+    }
+
+    #[test]
+    fn runs_of_space_in_a_header_are_signed_as_one() {
+        assert_eq!(folded(b"  attachment; filename=\"a   b\t c\" "), b"attachment; filename=\"a b c\"");
+        assert_eq!(folded(b""), b"");
     }
 
     #[test]

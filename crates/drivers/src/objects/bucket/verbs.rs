@@ -15,6 +15,7 @@ const PAGE_KEYS: &str = "1000";
 
 const LIST: Purpose = Purpose { verb: "list", privilege: "s3:ListBucket" };
 const LIST_VERSIONS: Purpose = Purpose { verb: "list the versions of", privilege: "s3:ListBucketVersions" };
+const LIST_UPLOADS: Purpose = Purpose { verb: "list the uploads of", privilege: "s3:ListBucketMultipartUploads" };
 const READ: Purpose = Purpose { verb: "read", privilege: "s3:GetObject" };
 const READ_VERSION: Purpose = Purpose { verb: "read", privilege: "s3:GetObjectVersion" };
 const WRITE: Purpose = Purpose { verb: "write", privilege: "s3:PutObject" };
@@ -191,6 +192,26 @@ impl Client {
         let mut request = Request::new(WRITE, Method::PUT, Some(key)).body(body);
         request.headers.extend_from_slice(headers);
         self.send(&request).await
+    }
+
+    /// When the oldest of the uploads in parts that are under way below a prefix was begun.
+    pub async fn oldest_upload(&self, prefix: &str) -> Result<Option<jiff::Timestamp>> {
+        let mut oldest = None;
+        let mut next = Vec::new();
+        loop {
+            let request = Request::new(LIST_UPLOADS, Method::GET, None).query("uploads", "").query("prefix", prefix);
+            let mut request = request.query("encoding-type", "url").query("max-uploads", PAGE_KEYS);
+            request.query.extend(next.iter().cloned());
+            let (begun, following) = super::answers::uploads(&self.send(&request).await?.text().await?)?;
+            oldest = begun.into_iter().chain(oldest).min();
+            if following.is_empty() {
+                return Ok(oldest);
+            }
+            if following == next {
+                return Err(Error::new(Kind::Corrupt, "the service lists the same uploads again and again"));
+            }
+            next = following;
+        }
     }
 
     /// Begins an upload in parts, and returns its id.

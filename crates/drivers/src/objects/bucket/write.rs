@@ -102,7 +102,8 @@ fn make_bucket(job: &Job<'_>) -> Result<()> {
 
 fn from_tree(job: &Job<'_>) -> Result<Restored> {
     let memory = Memory::new(MEMORY_BYTES);
-    let (locked, items) = (Mutex::new(Vec::new()), AtomicU64::new(0));
+    // Only those that are to be locked are kept: they may be all objects.
+    let (locked, locked_count, items) = (Mutex::new(Vec::new()), AtomicU64::new(0), AtomicU64::new(0));
     let mut restored = Restored::default();
     let bytes = crew::each(
         job.s3.connections,
@@ -111,7 +112,10 @@ fn from_tree(job: &Job<'_>) -> Result<Restored> {
         |(path, node): (Vec<Vec<u8>>, Node)| {
             let bytes = Writer { job, memory: &memory, if_absent: true }.put(&path, &node)?;
             if fact(&node.meta.xattrs, "lock-mode").or(fact(&node.meta.xattrs, "legal-hold")).is_some() {
-                locked.lock().expect("no holder panics").push((path, node));
+                locked_count.fetch_add(1, Ordering::Relaxed);
+                if job.driver.settings.lock {
+                    locked.lock().expect("no holder panics").push((path, node));
+                }
             }
             items.fetch_add(1, Ordering::Relaxed);
             job.context.advance(bytes, 1);
@@ -121,13 +125,20 @@ fn from_tree(job: &Job<'_>) -> Result<Restored> {
     let locked = locked.into_inner().expect("no holder panics");
     restored.bytes = bytes;
     restored.items = items.into_inner();
-    if !locked.is_empty() && !job.driver.settings.lock {
-        let what = format!("{} objects", locked.len());
+    let locked_count = locked_count.into_inner();
+    if locked_count > 0 && !job.driver.settings.lock {
+        let what = format!("{locked_count} objects");
         restored
             .losses
             .push(Loss { what, why: "were locked at the source and are not here: `lock: true` sets it".to_owned() });
-    } else {
-        locked.iter().try_for_each(|(path, node)| lock(job, path, node))?;
+    }
+    let mut ended = 0u64;
+    for (path, node) in &locked {
+        ended += u64::from(!lock(job, path, node)?);
+    }
+    if ended > 0 {
+        let why = "had a retention that has ended since and cannot be set any more".to_owned();
+        restored.losses.push(Loss { what: format!("{ended} objects"), why });
     }
     Ok(restored)
 }
@@ -241,11 +252,12 @@ impl Writer<'_> {
             let (sender, receiver) = sync_channel(1);
             let (client, key, upload) = (self.job.s3.client.clone(), key.to_vec(), upload.to_owned());
             self.job.s3.handle()?.spawn(async move {
+                let part = client.put_part(&key, &upload, index + 1, body).await;
+                // The part's bytes are memory until it has been sent.
+                drop(taken);
                 // Who asked may have given up.
-                sender.send(client.put_part(&key, &upload, index + 1, body).await).ok();
+                sender.send(part).ok();
             });
-            // Memory is counted while it is filled; a few parts that are on their way come on top.
-            drop(taken);
             on_their_way.push_back(receiver);
             if on_their_way.len() >= PARTS_MAX
                 && let Some(first) = on_their_way.pop_front()
@@ -290,15 +302,19 @@ fn read_end(content: &mut dyn Read) -> Result<()> {
     }
 }
 
-/// Sets retention and legal hold as they were.
-fn lock(job: &Job<'_>, names: &[Vec<u8>], node: &Node) -> Result<()> {
+/// Sets retention and legal hold as they were; tells whether all could be set. A retention that has ended cannot:
+/// services refuse dates that have passed.
+fn lock(job: &Job<'_>, names: &[Vec<u8>], node: &Node) -> Result<bool> {
     job.context.check()?;
     let key = job.s3.whole_key(&keys::unescape(names)?);
     let text = |name: &str| fact(&node.meta.xattrs, name).map(|value| String::from_utf8_lossy(value).into_owned());
     let client = job.s3.client.clone();
     let (mode, until, hold) = (text("lock-mode"), text("lock-until"), text("legal-hold"));
+    let now = jiff::Timestamp::now();
+    let has_ended =
+        until.as_ref().is_some_and(|until| until.parse::<jiff::Timestamp>().is_ok_and(|until| until <= now));
     job.s3.wait(async move {
-        if let (Some(mode), Some(until)) = (mode, until) {
+        if let (Some(mode), Some(until), false) = (mode, until, has_ended) {
             let (mode, until) = (quick_xml::escape::escape(&mode), quick_xml::escape::escape(&until));
             let body = format!("<Retention><Mode>{mode}</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>");
             client.put_document(&key, "retention", "s3:PutObjectRetention", body.into_bytes()).await?;
@@ -308,6 +324,6 @@ fn lock(job: &Job<'_>, names: &[Vec<u8>], node: &Node) -> Result<()> {
             let body = format!("<LegalHold><Status>{hold}</Status></LegalHold>");
             client.put_document(&key, "legal-hold", "s3:PutObjectLegalHold", body.into_bytes()).await?;
         }
-        Ok(())
+        Ok(!has_ended)
     })
 }

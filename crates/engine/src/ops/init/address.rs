@@ -1,7 +1,8 @@
 //! From the address of a server or bucket to the store that `platform.yaml` would have for it.
 //!
 //! Pure: nothing is connected to. A password in an address is left out of what is written; the
-//! store asks for it in a variable instead.
+//! store asks for it in a variable instead. What an address says and a store could not be told by it is
+//! refused: without it, another server or another way to it would be meant.
 
 use stillpoint_core::Result;
 use stillpoint_core::error::{Error, Kind};
@@ -20,6 +21,7 @@ pub fn store(text: &str) -> Result<Option<Found>> {
     let Some((scheme, _)) = text.split_once("://") else { return Ok(None) };
     let wrong = |why: String| Error::new(Kind::Config, why).hint(format!("name a path, or {FORMS}"));
     let url = Url::parse(text).map_err(|error| wrong(format!("`{scheme}://…` is not a valid address: {error}")))?;
+    refuse_parameters(&url)?;
     let found = match scheme {
         "postgresql" | "postgres" => postgres(&url),
         "redis" | "rediss" => redis(&url),
@@ -27,6 +29,19 @@ pub fn store(text: &str) -> Result<Option<Found>> {
         _ => return Err(wrong(format!("there is no driver for `{scheme}://` addresses"))),
     };
     Ok(Some(found))
+}
+
+/// Refuses what stands behind a `?` or a `#`; only names are told, values may be secret.
+fn refuse_parameters(url: &Url) -> Result<()> {
+    let names: Vec<_> = url.query_pairs().map(|(name, _)| format!("`{name}`")).collect();
+    let what = match (names.is_empty(), url.fragment()) {
+        (false, _) => names.join(", "),
+        (true, Some(_)) => "`#…`".to_owned(),
+        (true, None) => return Ok(()),
+    };
+    let scheme = url.scheme();
+    Err(Error::new(Kind::Config, format!("a `{scheme}://` address cannot say {what} here"))
+        .hint("leave it out, and add it to the store's settings in `platform.yaml` afterwards"))
 }
 
 fn postgres(url: &Url) -> Found {
@@ -58,9 +73,9 @@ fn redis(url: &Url) -> Found {
 fn bucket(url: &Url) -> Found {
     let last = url.path().rsplit('/').find(|part| !part.is_empty());
     let name = label(last.or(url.host_str()).unwrap_or_default(), "objects");
-    let mut address = url.clone();
-    address.set_query(None);
-    found("objects", name, url, vec![("url".to_owned(), address.to_string())])
+    // Keys of access that stand before the bucket are left out.
+    let address = format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path());
+    found("objects", name, url, vec![("url".to_owned(), address)])
 }
 
 fn password(store: &str) -> (String, String) {
@@ -98,7 +113,7 @@ mod tests {
     #[test]
     fn addresses_become_stores_without_their_passwords() {
         assert_eq!(
-            shown("postgresql://app%40x:hunter2@db.internal:6432/Model%20Meta?sslmode=require"),
+            shown("postgresql://app%40x:hunter2@db.internal:6432/Model%20Meta"),
             "model-meta postgres postgresql://db.internal:6432/Model%20Meta host=db.internal port=6432 user=app@x \
              password=env:MODEL_META_PASSWORD databases=[\"Model Meta\"]"
         );
@@ -110,8 +125,22 @@ mod tests {
             shown("s3://ml-artifacts/prod/"),
             "prod objects s3://ml-artifacts/prod/ url=s3://ml-artifacts/prod/"
         );
-        for text in ["postgres://h", "redis://:hunter2@h", "postgresql://u:hunter2@h/d"] {
-            assert!(!shown(text).contains("hunter2"));
+        assert_eq!(shown("s3://AKIA1:hunter2@models/prod"), "prod objects s3://models/prod url=s3://models/prod");
+        for text in ["postgres://h", "redis://:hunter2@h", "postgresql://u:hunter2@h/d", "gs://AKIA1:hunter2@b/p"] {
+            assert!(!shown(text).contains("hunter2") && !shown(text).contains("AKIA1"));
+        }
+    }
+
+    #[test]
+    fn what_a_store_could_not_be_told_is_refused_by_name() {
+        for (text, name) in [
+            ("postgresql://u@h/d?sslmode=verify-full", "`sslmode`"),
+            ("s3://b/p?endpoint=http%3A%2F%2Fh%3A9000", "`endpoint`"),
+            ("redis://h?password=hunter2", "`password`"),
+            ("rediss://h/0#insecure", "`#…`"),
+        ] {
+            let error = store(text).expect_err(text);
+            assert!(error.message().contains(name) && !error.message().contains("hunter2"), "{error:?}");
         }
     }
 

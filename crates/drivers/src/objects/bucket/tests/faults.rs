@@ -20,7 +20,7 @@ use crate::trial::{back_up, cut_id, drain, pin, restore, run};
 type Judge = dyn Fn(&str) -> Option<String> + Send + Sync;
 
 /// A proxy before a rig; ends with the test's process.
-fn proxy(rig: &Rig, judge: Arc<Judge>) -> Rig {
+pub fn proxy(rig: &Rig, judge: Arc<Judge>) -> Rig {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let upstream = rig.endpoint.trim_start_matches("http://").to_owned();
@@ -54,7 +54,7 @@ fn pass_on(mut client: TcpStream, upstream: &str, judge: &Judge) -> std::io::Res
     std::io::copy(&mut server, &mut client).map(drop)
 }
 
-fn answer(status: &str, headers: &str, code: &str) -> String {
+pub fn answer(status: &str, headers: &str, code: &str) -> String {
     let body = format!("<Error><Code>{code}</Code><Message>as the test wants</Message></Error>");
     format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
@@ -67,7 +67,7 @@ fn filled(rig: &Rig, versions: bool) -> Bucket {
     bucket
 }
 
-fn through(bucket: &Bucket, judge: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Bucket {
+pub fn through(bucket: &Bucket, judge: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Bucket {
     Bucket { rig: proxy(&bucket.rig, Arc::new(judge)), ..bucket.clone() }
 }
 

@@ -5,7 +5,9 @@ use stillpoint_core::driver::{Context, RestoreMode, Validity};
 use stillpoint_core::error::Kind;
 use stillpoint_testkit::skip;
 
+use super::faults;
 use super::rig::Rig;
+use super::versions::put_in_parts;
 use crate::objects::bucket::answers::Versioning;
 use crate::objects::bucket::verbs::Which;
 use crate::trial::{back_up, differences, drain, pin, restore, run};
@@ -68,6 +70,33 @@ fn a_mirror_holds_copies_and_gives_them_back() {
     let driver = bucket.open("p", json!({ "mode": "mirror", "mirror": format!("s3://{}", plain.name) }));
     let refused = run(driver.prepare(&Context::default())).unwrap_err();
     assert!(refused.to_string().contains("keeps no versions"), "{refused:?}");
+}
+
+#[test]
+fn a_mirror_whose_copies_have_other_tags_comes_back() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("a_mirror_whose_copies_have_other_tags_comes_back", why),
+    };
+    // A service that does not tell parts: copies are made whole, and get a tag of their own.
+    let rig = faults::proxy(
+        &rig,
+        std::sync::Arc::new(|line: &str| {
+            let asks = line.starts_with("HEAD") && line.contains("partNumber=");
+            asks.then(|| faults::answer("501 Not Implemented", "", "NotImplemented"))
+        }),
+    );
+    let (bucket, mirror, copy) = (rig.bucket(true), rig.bucket(true), rig.bucket(false));
+    put_in_parts(&bucket, "p/large", Vec::new(), vec![vec![1; 5 << 20], vec![2; 100]]);
+    let driver = bucket.open("p", json!({ "mode": "mirror", "mirror": format!("s3://{}/copies", mirror.name) }));
+    let (tree, drained) = back_up(&driver, None);
+    assert_eq!((drained.items, drained.losses.len()), (1, 0));
+    assert_ne!(mirror.listed("copies")["large"], bucket.listed("p")["large"]);
+    let target = copy.open("q", json!({}));
+    assert_eq!(restore(&target, &tree, RestoreMode::Fresh, None).unwrap().items, 1);
+    assert_eq!(differences(&target, &tree), Vec::<String>::new());
+    copy.put("q/large", vec![3; (5 << 20) + 100]);
+    assert_eq!(differences(&target, &tree), ["`large` has other bytes than its source"]);
 }
 
 #[test]

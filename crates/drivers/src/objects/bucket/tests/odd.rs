@@ -95,3 +95,24 @@ fn empty_parts_come_back_and_dots_are_named() {
         assert_eq!(held, odd.iter().chain(&["open"]).map(|key| key.as_bytes().to_vec()).collect());
     }
 }
+
+#[test]
+fn what_a_reference_could_not_give_back_is_named_before() {
+    let Some(moto) = Moto::start() else {
+        return skip("what_a_reference_could_not_give_back_is_named_before", "no moto: pip install 'moto[server]'");
+    };
+    let rig = Rig { endpoint: format!("http://{}", moto.address), key: "x".to_owned(), secret: "x".to_owned() };
+    let (bucket, mirror) = (rig.bucket(true), rig.bucket(true));
+    put_with(&bucket, b"p/readable", Vec::new(), b"bytes".to_vec());
+    put_with(&bucket, b"p/cold", vec![("x-amz-storage-class".to_owned(), b"GLACIER".to_vec())], b"ice".to_vec());
+    moto.put_raw(&format!("/{}/p/x/../y", bucket.name), "dots");
+    let to = format!("s3://{}/copies", mirror.name);
+    for settings in [json!({ "mode": "reference" }), json!({ "mode": "mirror", "mirror": to })] {
+        let (tree, drained) = back_up(&bucket.open("p", settings), None);
+        let lost: Vec<_> = drained.losses.iter().map(|loss| loss.what.as_str()).collect();
+        assert_eq!((drained.items, lost), (1, vec!["cold", "x/../y"]));
+        let copy = rig.bucket(false);
+        assert_eq!(restore(&copy.open("", json!({})), &tree, RestoreMode::Fresh, None).unwrap().items, 1);
+        assert_eq!(copy.listed("").keys().collect::<Vec<_>>(), ["readable"]);
+    }
+}

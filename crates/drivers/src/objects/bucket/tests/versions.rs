@@ -24,7 +24,7 @@ pub fn put_with(bucket: &Bucket, key: &[u8], headers: Vec<(String, Vec<u8>)>, bo
     place.wait(async move { client.put(&key, &headers, body.into()).await.map(drop) }).unwrap();
 }
 
-fn put_in_parts(bucket: &Bucket, key: &str, headers: Vec<(String, Vec<u8>)>, parts: Vec<Vec<u8>>) {
+pub fn put_in_parts(bucket: &Bucket, key: &str, headers: Vec<(String, Vec<u8>)>, parts: Vec<Vec<u8>>) {
     let (place, key) = (bucket.place(""), key.as_bytes().to_vec());
     let client = place.client.clone();
     let work = async move {
@@ -96,7 +96,7 @@ fn all_that_belongs_to_an_object_comes_back() {
             header("content-type", "text/x-sample"),
             header("content-encoding", "zstd"),
             header("content-language", "de"),
-            header("content-disposition", "attachment"),
+            header("content-disposition", "attachment; filename=\"a  b\""),
             header("cache-control", "no-cache"),
             header("expires", "Tue, 01 Jan 2030 00:00:00 GMT"),
             header("x-amz-website-redirect-location", "/elsewhere"),
@@ -169,8 +169,17 @@ fn locks_are_set_last_and_only_if_asked_for() {
     ];
     put_with(&bucket, b"p/retained", retained.to_vec(), b"hello".to_vec());
     put_with(&bucket, b"p/free", Vec::new(), b"hello".to_vec());
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
+    let over = jiff::fmt::strtime::format("%Y-%m-%dT%H:%M:%SZ", soon).unwrap();
+    let mut short = retained.to_vec();
+    short[1] = header("x-amz-object-lock-retain-until-date", &over);
+    put_with(&bucket, b"p/over", short, b"hello".to_vec());
     let (tree, drained) = back_up(&bucket.open("p", json!({})), None);
-    assert_eq!((drained.items, drained.losses.len()), (3, 0));
+    assert_eq!((drained.items, drained.losses.len()), (4, 0));
+    // The service refuses a retention that has ended.
+    while jiff::Timestamp::now() <= soon {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
     let locks_of = |bucket: &Bucket, key: &'static str| {
         let place = bucket.place("p");
         let client = place.client.clone();
@@ -186,7 +195,9 @@ fn locks_are_set_last_and_only_if_asked_for() {
     let copy = rig.absent();
     let restored =
         restore(&copy.open("p", json!({ "create": true, "lock": true })), &tree, RestoreMode::Fresh, None).unwrap();
-    assert_eq!(restored.items, 3);
+    assert_eq!(restored.items, 4);
+    assert!(restored.losses.iter().any(|loss| loss.why.contains("ended")), "{restored:?}");
+    assert_eq!(locks_of(&copy, "over").len(), 0);
     for key in ["held", "retained", "free"] {
         assert_eq!(locks_of(&copy, key), locks_of(&bucket, key), "{key}");
     }
@@ -194,7 +205,7 @@ fn locks_are_set_last_and_only_if_asked_for() {
     let copy = rig.absent();
     let restored = restore(&copy.open("p", json!({ "create": true })), &tree, RestoreMode::Fresh, None).unwrap();
     assert!(
-        restored.losses.iter().any(|loss| loss.what == "2 objects" && loss.why.contains("lock: true")),
+        restored.losses.iter().any(|loss| loss.what == "3 objects" && loss.why.contains("lock: true")),
         "{restored:?}"
     );
     assert_eq!(locks_of(&copy, "held").len(), 0);
@@ -339,4 +350,41 @@ fn an_interrupted_restore_is_repeated() {
     assert_eq!(differences(&target, &tree), Vec::<String>::new());
     // Once done, the bucket is like any other that holds something.
     assert_eq!(restore(&target, &tree, RestoreMode::Fresh, None).unwrap_err().kind(), Kind::AlreadyExists);
+}
+
+#[test]
+fn uploads_that_are_under_way_are_seen_before_the_cut() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("uploads_that_are_under_way_are_seen_before_the_cut", why),
+    };
+    let bucket = rig.bucket(true);
+    // MinIO lists only uploads of the very key that is asked for.
+    let mut place = bucket.place("");
+    place.prefix = "p/slow".to_owned();
+    let client = place.client.clone();
+    place.wait(async move { client.begin_upload(b"p/slow", &[]).await.map(drop) }).unwrap();
+    let later = stillpoint_core::tree::FileTime { seconds: jiff::Timestamp::now().as_second() + 1000, nanos: 0 };
+    let from = place.uploads_from(later).unwrap();
+    assert!(from.seconds < later.seconds - 900, "{from:?}");
+    place.prefix = "q".to_owned();
+    assert_eq!(place.uploads_from(later).unwrap().seconds, later.seconds - 2);
+    let denied = super::faults::through(&bucket, |line| {
+        line.contains("uploads=").then(|| super::faults::answer("403 Forbidden", "", "AccessDenied"))
+    });
+    assert_eq!(denied.place("p").uploads_from(later).unwrap().seconds, i64::MIN);
+}
+
+#[test]
+fn options_that_would_have_no_effect_are_refused() {
+    let client = |name: &str| {
+        let options = [("region".to_owned(), "us-east-1".to_owned()), (name.to_owned(), "x".to_owned())];
+        let url = url::Url::parse("s3://bucket").unwrap();
+        crate::objects::bucket::request::Client::new(&url, &options, None)
+    };
+    for name in ["aws_server_side_encryption", "aws_sse_kms_key_id", "unsigned_payload", "timeout", "aws_s3_express"] {
+        let error = client(name).err().unwrap();
+        assert!(error.kind() == Kind::Config && error.message().contains(name), "{error:?}");
+    }
+    assert!(client("session_token").is_ok());
 }
