@@ -154,6 +154,17 @@ impl Writers {
         self.writers.iter_mut().try_for_each(Writer::flush)
     }
 
+    /// What a command touches.
+    fn touched(&mut self, command: &Command) -> Result<Touched> {
+        if let Some(touched) = self.table.touched_without_asking(command)? {
+            return Ok(touched);
+        }
+        let first = self.writers.first_mut().ok_or_else(|| Error::internal("a target without servers"))?;
+        // The connection is used for questions only while nothing is unanswered on it.
+        first.flush()?;
+        self.table.touched(command, &mut first.connection)
+    }
+
     fn is_cluster(&self) -> bool {
         self.writers.iter().any(|writer| !writer.node.slots.is_empty())
     }
@@ -197,10 +208,36 @@ pub(super) fn restore(
     }
 }
 
-/// Puts back what an image holds, into whichever masters hold the slots.
-pub(super) fn put_back(writers: &mut Writers, reader: Box<dyn Read + Send>, context: &Context) -> Result<()> {
+/// Looks through the point before anything is touched: whether it can be read, whether its commands
+/// can be followed, and whether it holds the part at all.
+pub(super) fn check(
+    writers: &mut Writers,
+    context: &Context,
+    source: &dyn Tree,
+    facts: &StoreFacts,
+    part: Option<&Part>,
+) -> Result<()> {
     let mut written = Written::default();
-    let (part, expiry) = (None, Expiry::Keep);
+    let expiry = Expiry::Keep;
+    let mut is_there = part.is_none();
+    for server in &facts.servers {
+        let mut one = One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0 };
+        one.find_flushes(source, server)?;
+        let walker = Walker::new(Verified::new(source.open(&server.path(IMAGE)?)?))?;
+        is_there = is_there || one.is_in_image(walker)? || one.is_in_replay(source, server)?;
+    }
+    if is_there { Ok(()) } else { Err(Error::new(Kind::NotFound, "the point holds no key of this part")) }
+}
+
+/// Puts back what an image holds of a part, or all of it, into whichever masters hold the slots.
+pub(super) fn put_back(
+    writers: &mut Writers,
+    reader: Box<dyn Read + Send>,
+    context: &Context,
+    part: Option<&Part>,
+) -> Result<()> {
+    let mut written = Written::default();
+    let expiry = Expiry::Keep;
     let mut one = One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0 };
     one.image(reader)?;
     writers.flush()
@@ -289,6 +326,42 @@ impl One<'_> {
         Ok(())
     }
 
+    /// Whether an image holds anything that is restored.
+    fn is_in_image(&self, mut walker: Walker<impl Read>) -> Result<bool> {
+        loop {
+            self.context.check()?;
+            match walker.next()? {
+                Item::End => return Ok(false),
+                Item::Key(key) if self.holds(key.database, &key.name) && !self.is_flushed(key.database, 0) => {
+                    return Ok(true);
+                }
+                Item::Key(key) => walker.skip_value(key.kind)?,
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether a command touches anything that is restored.
+    fn is_in_replay(&mut self, source: &dyn Tree, server: &ServerPart) -> Result<bool> {
+        let mut reader = BufReader::new(source.open(&server.path(REPLAY)?)?);
+        let (mut database, mut number) = (0, 0);
+        while let Some(command) = wire::read_command(&mut reader, u64::MAX)? {
+            self.context.check()?;
+            number += 1;
+            match self.writers.touched(&command)? {
+                Touched::Select(selected) => database = selected,
+                Touched::Keys(keys) if !self.is_flushed(database, number) => {
+                    let mut names = keys.iter().filter_map(|at| command.arguments.get(*at));
+                    if names.any(|name| self.holds(database, name)) {
+                        return Ok(true);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+
     fn image(&mut self, reader: Box<dyn Read + Send>) -> Result<()> {
         let mut walker = Walker::new(Verified::new(reader))?;
         let version = u16::try_from(walker.version).map_err(|_| super::rdb::damaged("an impossible version"))?;
@@ -339,16 +412,7 @@ impl One<'_> {
         while let Some(command) = wire::read_command(&mut reader, u64::MAX)? {
             self.context.check()?;
             self.commands += 1;
-            let first = self.writers.writers.first_mut().ok_or_else(|| Error::internal("a target without servers"))?;
-            // The connection is used for questions only while nothing is unanswered on it.
-            let touched = match self.writers.table.touched_without_asking(&command)? {
-                Some(touched) => touched,
-                None => {
-                    first.flush()?;
-                    self.writers.table.touched(&command, &mut first.connection)?
-                }
-            };
-            match touched {
+            match self.writers.touched(&command)? {
                 Touched::Select(selected) => database = selected,
                 Touched::Bracket | Touched::Database | Touched::Everything => {}
                 Touched::Keys(keys) if keys.is_empty() => self.keyless(&command)?,

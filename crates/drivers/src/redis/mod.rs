@@ -243,7 +243,20 @@ impl Redis {
             std::fs::write(&beside, text).or_io(|| format!("cannot write {}", beside.display()))?;
             return std::fs::rename(&beside, &path).or_io(|| format!("cannot write {}", path.display()));
         }
-        self.stamp_holder()?.call(&[b"SET", STAMP_KEY.as_bytes(), &text]).map(drop)
+        self.write_stamp(&text)
+    }
+
+    /// Sets the stamp of a server to these bytes.
+    fn write_stamp(&self, text: &[u8]) -> Result<()> {
+        self.stamp_holder()?.call(&[b"SET", STAMP_KEY.as_bytes(), text]).map(drop)
+    }
+
+    /// The bytes of a server's stamp.
+    fn raw_stamp(&self) -> Result<Option<Vec<u8>>> {
+        match self.stamp_holder()?.call(&[b"GET", STAMP_KEY.as_bytes()])? {
+            wire::Reply::Bulk(bytes) => Ok(Some(bytes)),
+            _ => Ok(None),
+        }
     }
 
     fn read_stamp(&self) -> Result<Option<Stamp>> {
@@ -253,9 +266,9 @@ impl Redis {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(Error::io("cannot read the stamp", error)),
             },
-            None => match self.stamp_holder()?.call(&[b"GET", STAMP_KEY.as_bytes()])? {
-                wire::Reply::Bulk(bytes) => bytes,
-                _ => return Ok(None),
+            None => match self.raw_stamp()? {
+                Some(bytes) => bytes,
+                None => return Ok(None),
             },
         };
         let parsed = serde_json::from_slice(&bytes);

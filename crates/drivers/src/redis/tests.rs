@@ -668,6 +668,17 @@ fn parts_come_back_alone_and_replace_only_themselves() {
         let absent = trial::restore(&into, &tree, RestoreMode::InPlace, Some("keys/nothing:")).unwrap_err();
         assert_eq!(absent.kind(), Kind::NotFound, "{name}");
         assert_eq!(target.hands().say("EXISTS elsewhere session:2"), "2", "{name}");
+        assert_eq!(target.hands().say("INFO commandstats").matches("cmdstat_flushall").count(), 0, "{name}");
+        // The part fails halfway: it comes back, and all else is as others left it meanwhile.
+        trial::run(into.stamp(&Context::default(), &stamp())).unwrap();
+        let mut image = tree.files()["dump.rdb"].clone();
+        let end = image.len() - 3;
+        image[end] ^= 0x40;
+        let damaged = tree.with_file(&[b"dump.rdb"], image);
+        let error = trial::restore(&into, &damaged, RestoreMode::InPlace, Some("keys/session:")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "{name}: {error}");
+        assert_eq!(target.hands().say("EXISTS elsewhere session:2 stillpoint:stamp"), "3", "{name}");
+        assert_eq!(target.hands().say("INFO commandstats").matches("cmdstat_flushall").count(), 0, "{name}");
     }
 }
 
@@ -1034,7 +1045,36 @@ fn a_damaged_image_never_reaches_a_server_whole() {
             assert_eq!(target.hands().say("GET old"), "content", "{name} by {by}");
             assert_eq!(target.hands().say("DBSIZE"), "1", "{name} by {by}");
             assert!(target.hands().say("INFO replication").contains("role:master"), "{name} by {by}");
+            trial::run(driver.stamp(&Context::default(), &stamp())).unwrap();
+            fails(trial::restore(&driver, &damaged, RestoreMode::InPlace, None));
+            let read = trial::run(driver.read_stamp(&Context::default())).unwrap();
+            assert_eq!(read, Some(stamp()), "{name} by {by}");
         }
+    }
+}
+
+#[test]
+fn a_target_that_was_not_touched_is_not_undone() {
+    for (name, program) in programs("a_target_that_was_not_touched_is_not_undone") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let target = Server::start(&program, &[]);
+        target.hands().say("SET old content");
+        let mut settings = target.settings();
+        // An address that the target cannot reach, so that it never attaches.
+        settings["advertise"] = json!("127.0.0.77.invalid");
+        let driver = open(settings, target.folder.path()).unwrap();
+        let error = std::thread::scope(|scope| {
+            let running = scope.spawn(|| trial::restore(&driver, &tree, RestoreMode::InPlace, None).unwrap_err());
+            std::thread::sleep(Duration::from_secs(1));
+            target.hands().raw(&[b"REPLICAOF", b"NO", b"ONE"]).unwrap();
+            target.hands().say("SET written meanwhile");
+            running.join().unwrap()
+        });
+        assert_eq!(error.kind(), Kind::Unreachable, "{name}: {error}");
+        assert_eq!(target.hands().say("GET written"), "meanwhile", "{name}");
+        assert_eq!(target.hands().say("GET old"), "content", "{name}");
     }
 }
 
