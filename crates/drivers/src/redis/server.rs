@@ -150,6 +150,28 @@ pub(super) fn masters(connection: &mut Connection, info: &str) -> Result<Vec<Nod
     Ok(nodes)
 }
 
+/// Asks every master of a cluster whether it holds what another one said, and nothing moves: a node
+/// tells only of itself that slots leave it or come to it.
+///
+/// # Errors
+/// `Conflict` while slots migrate.
+pub(super) fn check_settled(access: &Access, nodes: &[Node]) -> Result<()> {
+    for node in nodes.iter().filter(|node| !node.slots.is_empty()) {
+        let mut connection = Connection::open(access, &node.endpoint)?;
+        let text = connection.command(&["CLUSTER", "NODES"])?.text();
+        let seen = parse_nodes(&text, &node.endpoint.host)?;
+        if !seen.iter().any(|other| other.id == node.id && other.slots == node.slots) {
+            return Err(Error::new(
+                Kind::Conflict,
+                format!("{} holds other slots than the cluster says", node.endpoint),
+            )
+            .temporary()
+            .hint("wait until the resharding has ended"));
+        }
+    }
+    Ok(())
+}
+
 /// Reads `CLUSTER NODES`; `our_host` stands where a node does not know its own address.
 fn parse_nodes(text: &str, our_host: &str) -> Result<Vec<Node>> {
     let mut nodes = Vec::new();
