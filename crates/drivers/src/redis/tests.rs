@@ -709,6 +709,29 @@ fn mode_rdb_forks_in_the_cut() {
 }
 
 #[test]
+fn mode_rdb_takes_no_image_that_was_begun_before_the_cut() {
+    for (name, program) in programs("mode_rdb_takes_no_image_that_was_begun_before_the_cut") {
+        let slow = ["--rdb-key-save-delay", "2000", "--repl-diskless-sync", "no"];
+        let source = Server::start(&program, &slow);
+        source.hands().say("DEBUG POPULATE 2000 key 10");
+        let mut settings = source.settings();
+        settings["mode"] = json!("rdb");
+        let driver = open(settings, &source.folder.path().join("scratch")).unwrap();
+        trial::run(driver.prepare(&Context::default())).unwrap();
+        let mut other = source.hands();
+        other.say("REPLCONF capa psync2 rdb-only 1");
+        other.write(&[b"PSYNC", b"?", b"-1"]).unwrap();
+        wait_until("another one's image is made", || {
+            source.hands().say("INFO persistence").contains("rdb_bgsave_in_progress:1")
+        });
+        source.hands().say("SET before-the-cut 1");
+        let error = fails(trial::run(driver.cut(&Context::default(), &trial::cut_id(1))));
+        assert_eq!((error.kind(), error.is_temporary()), (Kind::Conflict, true), "{name}: {error}");
+        assert!(error.message().contains("older image"), "{name}: {error}");
+    }
+}
+
+#[test]
 fn references_are_those_of_the_cut() {
     for (name, program) in programs("references_are_those_of_the_cut") {
         let source = Server::start(&program, &[]);
