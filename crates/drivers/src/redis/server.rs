@@ -14,8 +14,8 @@ use super::wire::{self, Reply};
 
 /// The oldest version whose replication is known here.
 const MAJOR_MIN: u32 = 6;
-/// Names of settings that hold secrets, or parts of such names.
-const SECRET_SETTINGS: [&str; 4] = ["pass", "masterauth", "secret", "key-file-pass"];
+/// Parts of the names of settings that hold secrets: `masterauth`, `primaryauth`, `requirepass`.
+const SECRET_SETTINGS: [&str; 3] = ["pass", "auth", "secret"];
 /// How many slots a cluster has.
 pub(super) const SLOTS: u16 = 16_384;
 
@@ -352,7 +352,9 @@ mod tests {
     #[test]
     fn secrets_stay_out_of_the_settings() {
         let pair = |name: &str, value: &str| [Reply::Bulk(name.into()), Reply::Bulk(value.into())];
-        let pairs = [pair("requirepass", "s3cret"), pair("masterauth", "s3cret"), pair("save", "3600 1")].concat();
+        let pairs = [pair("requirepass", "s3cret"), pair("save", "3600 1")].concat();
+        let named = ["masterauth", "primaryauth", "tls-key-file-pass"].map(|name| pair(name, "s3cret")).concat();
+        let pairs = [pairs, named].concat();
         assert_eq!(settings(&pairs), "save \"3600 1\"\n");
     }
 }

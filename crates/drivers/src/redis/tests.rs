@@ -895,6 +895,16 @@ fn a_server_that_is_away_or_shut_is_named() {
 }
 
 #[test]
+fn passwords_are_not_in_the_point() {
+    for (name, program) in programs("passwords_are_not_in_the_point") {
+        let source = Server::start(&program, &["--masterauth", "s3cret-1", "--tls-key-file-pass", "s3cret-2"]);
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let settings = String::from_utf8(tree.files()["config.txt"].clone()).unwrap();
+        assert!(settings.contains("maxmemory") && !settings.contains("s3cret"), "{name}: {settings}");
+    }
+}
+
+#[test]
 fn the_least_privileges_are_enough_and_a_missing_one_is_named() {
     for (name, program) in programs("the_least_privileges_are_enough_and_a_missing_one_is_named") {
         let source = Server::start(&program, &[]);
