@@ -293,7 +293,8 @@ fn keep(driver: &Redis, node: &Node, restore: &str, context: &Context) -> Result
     };
     let replica = Replica::attach(purpose, context)?;
     let message = || format!("cannot keep the old content at {}", path.display());
-    let mut file = File::create_new(&path).or_io(message)?;
+    // For nobody else to read; and what is there under its name is whole.
+    let mut file = tempfile::Builder::new().prefix(".stillpoint-kept-").tempfile_in(&folder).or_io(message)?;
     let mut reader = replica.image().reader();
     let mut piece = vec![0; 1 << 20];
     loop {
@@ -304,7 +305,9 @@ fn keep(driver: &Redis, node: &Node, restore: &str, context: &Context) -> Result
         }
         file.write_all(&piece[..count]).or_io(message)?;
     }
-    file.sync_all().or_io(message)?;
+    file.as_file().sync_all().or_io(message)?;
+    file.persist_noclobber(&path).map_err(|error| Error::io(message(), error.error))?;
+    File::open(&folder).and_then(|folder| folder.sync_all()).or_io(message)?;
     Ok(path)
 }
 

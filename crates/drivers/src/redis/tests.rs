@@ -666,6 +666,8 @@ fn parts_come_back_alone_and_replace_only_themselves() {
         assert_eq!(occupied.kind(), Kind::AlreadyExists, "{name}");
         let restored = trial::restore(&into, &tree, RestoreMode::InPlace, Some("databases/0/keys/session:")).unwrap();
         assert_eq!(restored.kept_old.len(), 1, "{name}");
+        let kept = std::fs::metadata(&restored.kept_old[0]).unwrap();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&kept.permissions()) & 0o777, 0o600, "{name}");
         let mut keys = target.hands().run(&[b"KEYS", b"*"]);
         keys.sort();
         assert_eq!(keys, [&b"elsewhere"[..], b"session:2"], "{name}");
