@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use stillpoint_core::error::{Error, Kind, Result};
 
-use super::client::Connection;
+use super::client::{Connection, refusal};
 use super::server::SLOTS;
 use super::wire::{Command, Reply};
 
@@ -124,7 +124,15 @@ impl Places {
 fn movable(command: &Command, connection: &mut Connection) -> Result<Touched> {
     let mut question: Vec<&[u8]> = vec![b"COMMAND", b"GETKEYS"];
     question.extend(command.arguments.iter().map(Vec::as_slice));
-    let Reply::Array(keys) = connection.ask(&question)? else { return Ok(Touched::Nothing) };
+    let keys = match connection.ask(&question)? {
+        Reply::Array(keys) => keys,
+        Reply::Error(text) if text.contains("no key arguments") => return Ok(Touched::Nothing),
+        Reply::Error(text) => {
+            let name = String::from_utf8_lossy(&command.name()).into_owned();
+            return Err(refusal(&question[..2], &text).context("command", name));
+        }
+        _ => return Err(Error::new(Kind::Corrupt, "COMMAND GETKEYS answers something else")),
+    };
     let named = |argument: &Vec<u8>| keys.iter().any(|key| key.bytes() == Some(argument));
     let places = command.arguments.iter().enumerate().skip(1).filter(|(_, argument)| named(argument));
     Ok(Touched::Keys(places.map(|(at, _)| at).collect()))

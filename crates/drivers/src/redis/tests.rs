@@ -1285,6 +1285,30 @@ fn encrypted_servers_are_backed_up_and_restored() {
 }
 
 #[test]
+fn only_a_command_without_keys_touches_nothing() {
+    for (name, program) in programs("only_a_command_without_keys_touches_nothing") {
+        let server = Server::start(&program, &[]);
+        server.hands().say("ACL SETUSER asks on >pw +@all -command|getkeys");
+        let touched = |user: Option<&str>, line: &str| {
+            let mut settings = server.settings();
+            if let Some(user) = user {
+                settings["user"] = json!(user);
+            }
+            let settings: super::Settings = serde_json::from_value(settings).unwrap();
+            let access = super::client::Access::new(&settings, user.map(|_| "pw".to_owned())).unwrap();
+            let mut connection = super::client::Connection::open(&access, &settings.endpoint().unwrap()).unwrap();
+            let table = super::commands::Table::read(&mut connection).unwrap();
+            let arguments = line.split(' ').map(|word| word.as_bytes().to_vec()).collect();
+            table.touched(&super::wire::Command { arguments, wire_bytes: 0 }, &mut connection)
+        };
+        let store = "SORT list STORE sorted";
+        assert_eq!(touched(None, store).unwrap(), super::commands::Touched::Keys(vec![1, 3]), "{name}");
+        assert_eq!(fails(touched(Some("asks"), store)).kind(), Kind::PermissionDenied, "{name}");
+        assert!(touched(None, "ZUNIONSTORE out x a").is_err(), "{name}");
+    }
+}
+
+#[test]
 fn settings_that_cannot_be_are_named() {
     let scratch = tempfile::tempdir().unwrap();
     for (settings, word) in [
