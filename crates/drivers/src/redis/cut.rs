@@ -104,6 +104,9 @@ fn is_attached(state: &State, nodes: &[Node], mode: Mode) -> bool {
 fn attach(driver: &Redis, node: Node, servers: usize, context: &Context) -> Result<Shard> {
     let (mut control, info) = server::open(&driver.access, &node.endpoint)?;
     server::check_is_master(&mut control, &info)?;
+    if driver.settings.mode == Mode::Replica {
+        server::check_sends_absolute_times(&info)?;
+    }
     wait_for_child(&mut control, context)?;
     let (facts, papers) = server::facts(&mut control, &node, &info)?;
     let collector = driver.collector();

@@ -7,7 +7,7 @@
 //! | position | replication id and offset; what is observed leaves out the master's own signs of life |
 //! | incremental | no: an image has no parts that are known to be unchanged; the repository keeps what is new |
 //! | way back | as the target's master; or key by key where the target refuses one |
-//! | versions | Redis 6 and later, Valkey 7.2 and later; tested with Redis 7.0 and Valkey 9.1 |
+//! | versions | Redis 7 and later (6 with `mode: rdb`), Valkey 7.2 and later; tested with Redis 7.0 and Valkey 9.1 |
 //! | privileges | `+psync +replconf +ping +info`; more makes the point richer, see the README |
 //!
 //! Manual: <https://redis.io/docs/latest/operate/oss_and_stack/management/replication/>,
@@ -190,6 +190,9 @@ impl Redis {
         let endpoint = self.endpoint()?;
         let (mut connection, info) = server::open(&self.access, &endpoint)?;
         server::check_is_master(&mut connection, &info)?;
+        if self.settings.mode == config::Mode::Replica {
+            server::check_sends_absolute_times(&info)?;
+        }
         let mut missing_privileges = Vec::new();
         if let wire::Reply::Error(text) = connection.ask(&[b"REPLCONF", b"capa", b"psync2"])?
             && text.starts_with("NOPERM")

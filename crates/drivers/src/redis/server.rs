@@ -14,6 +14,8 @@ use super::wire::{self, Reply};
 
 /// The oldest version whose replication is known here.
 const MAJOR_MIN: u32 = 6;
+/// The first version that sends times of expiry as moments to its replicas.
+const MAJOR_ABSOLUTE: u32 = 7;
 /// Parts of the names of settings that hold secrets: `masterauth`, `primaryauth`, `requirepass`.
 const SECRET_SETTINGS: [&str; 3] = ["pass", "auth", "secret"];
 /// How many slots a cluster has.
@@ -110,6 +112,18 @@ pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result
         )));
     }
     Ok(())
+}
+
+/// Refuses to follow the commands of servers before 7: they send times of expiry as `in 60 seconds`,
+/// which would count anew from the restore.
+pub(super) fn check_sends_absolute_times(info: &str) -> Result<()> {
+    let (software, version) = version(info);
+    let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    if major >= MAJOR_ABSOLUTE {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Unsupported, format!("the commands of {software} {version} hold relative times of expiry"))
+        .hint("`mode: rdb` makes the image at the cut, so that no command has to be followed"))
 }
 
 /// Names the masters that a Sentinel knows.
@@ -347,6 +361,14 @@ mod tests {
         assert!(!can_load(("redis", "7.4.1"), ("redis", "7.0.3")));
         assert!(!can_load(("redis", "7.4.1"), ("valkey", "9.1.2")));
         assert!(!can_load(("valkey", "9.0.0"), ("redis", "8.2.3")));
+    }
+
+    #[test]
+    fn commands_with_relative_times_are_refused() {
+        let error = check_sends_absolute_times("redis_version:6.2.14\r\n").unwrap_err();
+        assert!(error.hint_text().unwrap().contains("mode: rdb"), "{error}");
+        check_sends_absolute_times("redis_version:7.0.15\r\n").unwrap();
+        check_sends_absolute_times("redis_version:7.2.4\r\nvalkey_version:9.1.0\r\n").unwrap();
     }
 
     #[test]
