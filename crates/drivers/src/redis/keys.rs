@@ -22,6 +22,9 @@ use super::{Redis, is_stamp};
 /// How much is sent before answers are read.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_COMMANDS: usize = 512;
+/// Far away, in milliseconds: keys with a time of expiry get theirs so much later while commands are
+/// carried out. A key that expired before them would be made anew by some, and stay for ever.
+const FAR_MILLIS: i64 = 100_000 * 31_557_600_000;
 
 /// Which keys are restored.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -195,13 +198,28 @@ pub(super) fn restore(
     expiry: Expiry,
 ) -> Result<Written> {
     let mut written = Written::default();
+    let mut is_far = false;
     for server in &facts.servers {
-        let mut one = One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0 };
+        let mut one = One {
+            writers,
+            context,
+            part,
+            expiry,
+            written: &mut written,
+            flushes: Vec::new(),
+            commands: 0,
+            is_far: false,
+        };
         one.find_flushes(source, server)?;
+        one.is_far = facts.servers.iter().any(|server| server.cut_offset > server.image_offset);
         one.image(source.open(&server.path(IMAGE)?)?)?;
         one.replay(source, server)?;
+        is_far |= one.is_far;
     }
     writers.flush()?;
+    if is_far {
+        set_true_times(writers, context, part)?;
+    }
     match part {
         Some(_) if written.keys == 0 => Err(Error::new(Kind::NotFound, "the point holds no key of this part")),
         _ => Ok(written),
@@ -221,7 +239,16 @@ pub(super) fn check(
     let expiry = Expiry::Keep;
     let mut is_there = part.is_none();
     for server in &facts.servers {
-        let mut one = One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0 };
+        let mut one = One {
+            writers,
+            context,
+            part,
+            expiry,
+            written: &mut written,
+            flushes: Vec::new(),
+            commands: 0,
+            is_far: false,
+        };
         one.find_flushes(source, server)?;
         let walker = Walker::new(Verified::new(source.open(&server.path(IMAGE)?)?))?;
         is_there = is_there || one.is_in_image(walker)? || one.is_in_replay(source, server)?;
@@ -238,7 +265,8 @@ pub(super) fn put_back(
 ) -> Result<()> {
     let mut written = Written::default();
     let expiry = Expiry::Keep;
-    let mut one = One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0 };
+    let mut one =
+        One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0, is_far: false };
     one.image(reader)?;
     writers.flush()
 }
@@ -261,6 +289,59 @@ pub(super) fn clear(writers: &mut Writers, context: &Context, part: Option<&Part
             delete_part(connection, context, part, database)?;
         }
         connection.command(&["SELECT", "0"])?;
+    }
+    Ok(())
+}
+
+/// Gives every key whose time is far away its own time; what has expired goes.
+fn set_true_times(writers: &mut Writers, context: &Context, part: Option<&Part>) -> Result<()> {
+    for writer in &mut writers.writers {
+        let databases = wire::keyspace(&writer.connection.info("keyspace")?);
+        for (database, _) in databases {
+            writer.connection.command(&["SELECT", &database.to_string()])?;
+            let mut cursor = b"0".to_vec();
+            loop {
+                context.check()?;
+                let answer = writer.connection.call(&[b"SCAN", &cursor, b"COUNT", b"1000"])?;
+                let [next, keys] = answer.items() else {
+                    return Err(super::rdb::damaged("SCAN answers something else"));
+                };
+                let keys = keys.items().iter().filter_map(Reply::bytes);
+                let keys: Vec<&[u8]> = keys.filter(|key| part.is_none_or(|part| part.holds(database, key))).collect();
+                near(&mut writer.connection, &keys)?;
+                cursor = next.bytes().unwrap_or(b"0").to_vec();
+                if cursor == b"0" {
+                    break;
+                }
+            }
+        }
+        writer.connection.command(&["SELECT", "0"])?;
+        writer.database = 0;
+    }
+    Ok(())
+}
+
+/// Gives these keys their own times.
+fn near(connection: &mut Connection, keys: &[&[u8]]) -> Result<()> {
+    let questions: Vec<u8> = keys.iter().flat_map(|key| wire::encode(&[b"PEXPIRETIME", key])).collect();
+    connection.send(&questions)?;
+    let mut commands = Vec::new();
+    let mut count = 0;
+    for key in keys {
+        match connection.receive()? {
+            Reply::Integer(millis) if millis > FAR_MILLIS => {
+                commands.extend(wire::encode(&[b"PEXPIREAT", key, (millis - FAR_MILLIS).to_string().as_bytes()]));
+                count += 1;
+            }
+            Reply::Error(text) => return Err(refusal(&[b"PEXPIRETIME"], &text)),
+            _ => {}
+        }
+    }
+    connection.send(&commands)?;
+    for _ in 0..count {
+        if let Reply::Error(text) = connection.receive()? {
+            return Err(refusal(&[b"PEXPIREAT"], &text));
+        }
     }
     Ok(())
 }
@@ -293,6 +374,8 @@ struct One<'a> {
     flushes: Vec<(Option<u32>, u64)>,
     /// Commands of the replay that were seen.
     commands: u64,
+    /// Whether times of expiry are far away until all commands are carried out.
+    is_far: bool,
 }
 
 impl One<'_> {
@@ -390,7 +473,8 @@ impl One<'_> {
         payload.extend_from_slice(&version.to_le_bytes());
         let checksum = CRC.checksum(&payload);
         payload.extend_from_slice(&checksum.to_le_bytes());
-        let expires = self.expiry.time(key.expires).unwrap_or(0).max(0).to_string();
+        let far = if self.is_far { FAR_MILLIS } else { 0 };
+        let expires = self.expiry.time(key.expires).map_or(0, |millis| millis.saturating_add(far)).max(0).to_string();
         let access = key.idle.map(|idle| idle.to_string()).or(key.frequency.map(|often| often.to_string()));
         let mut arguments: Vec<&[u8]> =
             vec![b"RESTORE", &key.name, expires.as_bytes(), &payload, b"REPLACE", b"ABSTTL"];
@@ -455,7 +539,12 @@ impl One<'_> {
     }
 
     fn send(&mut self, command: Command, database: u32, about: &[u8]) -> Result<()> {
-        let Some(command) = self.expiry.command(command) else { return Ok(()) };
+        let Some(mut command) = self.expiry.command(command) else { return Ok(()) };
+        // Times of fields of a hash do not end the key.
+        if self.is_far && !matches!(command.name().as_slice(), b"HPEXPIREAT" | b"HEXPIREAT" | b"HSETEX") {
+            let Some(later) = Expiry::Shift(FAR_MILLIS).command(command) else { return Ok(()) };
+            command = later;
+        }
         let bytes = command.encode();
         self.written.keys += 1;
         self.written.bytes += bytes.len() as u64;

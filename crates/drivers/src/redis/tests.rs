@@ -641,6 +641,41 @@ fn times_of_expiry_are_kept_shifted_or_frozen() {
 }
 
 #[test]
+fn a_key_that_expired_does_not_come_back_for_ever() {
+    for (name, program) in programs("a_key_that_expired_does_not_come_back_for_ever") {
+        let source = Server::start(&program, &[]);
+        let mut hands = source.hands();
+        hands.say("MSET lasting 1 eternal 1");
+        hands.say("SET rate:1 5 PX 2500");
+        hands.say("EXPIRE lasting 10000");
+        let driver = source.open().unwrap();
+        trial::run(driver.prepare(&Context::default())).unwrap();
+        await_image(&source, &driver);
+        hands.say("INCR rate:1");
+        hands.say("INCR lasting");
+        hands.say("SET late v PX 1000");
+        hands.say("SET later v PX 20000000");
+        let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
+        let tree = trial::drain(&driver, &pin, None).unwrap().0.tree;
+        std::thread::sleep(Duration::from_secs(3));
+        for by in ["master", "keys"] {
+            let target = Server::start(&program, &[]);
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(by);
+            let into = open(settings, target.folder.path()).unwrap();
+            trial::restore(&into, &tree, RestoreMode::Fresh, None).unwrap();
+            let mut seen = target.hands();
+            assert_eq!(seen.say("EXISTS rate:1 late"), "0", "{name} by {by}");
+            assert_eq!(seen.say("MGET lasting eternal later"), "2 1 v", "{name} by {by}");
+            for key in ["lasting", "eternal", "later"] {
+                let question = format!("PEXPIRETIME {key}");
+                assert_eq!(seen.say(&question), hands.say(&question), "{name} by {by}: {key}");
+            }
+        }
+    }
+}
+
+#[test]
 fn parts_come_back_alone_and_replace_only_themselves() {
     for (name, program) in programs("parts_come_back_alone_and_replace_only_themselves") {
         let source = Server::start(&program, &[]);
