@@ -403,6 +403,13 @@ impl One<'_> {
                     return Err(Error::new(Kind::Unsupported, "databases were swapped between image and cut")
                         .hint("restore the whole point into a server of its own"));
                 }
+                name if commands::other_database(&command.arguments).is_some() => {
+                    let name = String::from_utf8_lossy(name).into_owned();
+                    let message =
+                        format!("`{name}` was carried out over the border of a database, between image and cut");
+                    return Err(Error::new(Kind::Unsupported, message)
+                        .hint("restore the whole point into a server of its own, as its master"));
+                }
                 _ => {}
             }
         }

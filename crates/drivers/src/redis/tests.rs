@@ -880,6 +880,34 @@ fn a_command_that_references_cannot_follow_is_an_error_with_a_way_out() {
     }
 }
 
+#[test]
+fn keys_that_change_their_database_are_an_error_for_parts_and_references() {
+    for (name, program) in programs("keys_that_change_their_database_are_an_error_for_parts_and_references") {
+        for line in ["MOVE a 3", "COPY a b DB 3", "SWAPDB 0 3"] {
+            let source = Server::start(&program, &[]);
+            source.hands().say("MSET a 1 other 1");
+            let query = EdgeQuery::From("GET * IN 3".to_owned());
+            let driver = source.open().unwrap();
+            trial::run(driver.expect_edges(std::slice::from_ref(&query))).unwrap();
+            trial::run(driver.prepare(&Context::default())).unwrap();
+            await_image(&source, &driver);
+            source.hands().say(line);
+            let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
+            let tree = trial::drain(&driver, &pin, None).unwrap().0.tree;
+            let error = fails(trial::edges(&driver, Some(&pin), &query));
+            assert_eq!(error.kind(), Kind::Unsupported, "{name} {line}: {error}");
+            let target = Server::start(&program, &[]);
+            target.hands().say("SET a old");
+            let into = target.open().unwrap();
+            let error = fails(trial::restore(&into, &tree, RestoreMode::InPlace, Some("databases/0")));
+            assert_eq!(error.kind(), Kind::Unsupported, "{name} {line}: {error}");
+            assert_eq!(target.hands().say("GET a"), "old", "{name} {line}");
+            trial::restore(&into, &tree, RestoreMode::InPlace, None).unwrap();
+            assert_eq!(target.hands().digest(), source.hands().digest(), "{name} {line}");
+        }
+    }
+}
+
 fn fails<T: std::fmt::Debug>(result: Result<T>) -> stillpoint_core::Error {
     result.unwrap_err()
 }
