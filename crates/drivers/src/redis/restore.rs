@@ -84,6 +84,10 @@ enum Way {
 
 fn way(driver: &Redis, control: &mut Connection, info: &str, facts: &StoreFacts, part: Option<&Part>) -> Result<Way> {
     let refused = match (facts.servers.len(), part) {
+        (1, None) if driver.settings.is_encrypted() => {
+            // The target would come to us without encryption: TLS between servers wants keys that we lack.
+            Some("the target is reached by TLS, and would be fed in the clear".to_owned())
+        }
         (1, None) => master::refuses(control, info)?,
         (1, Some(_)) => Some("a part is restored key by key".to_owned()),
         _ => Some("the point is one of a cluster".to_owned()),

@@ -1334,6 +1334,12 @@ fn encrypted_servers_are_backed_up_and_restored() {
         for replication in ["no", "yes"] {
             let port = free_port().to_string();
             let target = start(&port, replication);
+            let settings = json!({
+                "url": format!("rediss://127.0.0.1:{port}"), "ca": at("ca.pem"), "restoreBy": "master"
+            });
+            let in_the_clear = open(settings, keys.path()).unwrap();
+            let error = fails(trial::restore(&in_the_clear, &tree, RestoreMode::Fresh, None));
+            assert_eq!(error.kind(), Kind::Unsupported, "{name} {replication}: {error}");
             let driver = open_at(&port, "ca.pem");
             trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
             assert_eq!(target.hands().digest(), source.hands().digest(), "{name} {replication}");
