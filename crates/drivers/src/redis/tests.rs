@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use stillpoint_core::Result;
-use stillpoint_core::driver::{Context, Driver, EdgeQuery, Pin, RestoreMode, Validity};
+use stillpoint_core::driver::{Context, Driver, EdgeQuery, Pin, RestoreMode, RestoreRequest, Validity};
 use stillpoint_core::error::Kind;
 use stillpoint_core::position::Stamp;
 use stillpoint_core::tree::TreePath;
@@ -1167,14 +1167,17 @@ fn a_target_that_was_not_touched_is_not_undone() {
         // An address that the target cannot reach, so that it never attaches.
         settings["advertise"] = json!("127.0.0.77.invalid");
         let driver = open(settings, target.folder.path()).unwrap();
+        let context = Context::default();
+        let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: "r1".to_owned() };
         let error = std::thread::scope(|scope| {
-            let running = scope.spawn(|| trial::restore(&driver, &tree, RestoreMode::InPlace, None).unwrap_err());
+            let running = scope.spawn(|| fails(trial::run(driver.restore(&context, &tree, &request))));
             std::thread::sleep(Duration::from_secs(1));
             target.hands().raw(&[b"REPLICAOF", b"NO", b"ONE"]).unwrap();
             target.hands().say("SET written meanwhile");
+            context.cancel();
             running.join().unwrap()
         });
-        assert_eq!(error.kind(), Kind::Unreachable, "{name}: {error}");
+        assert_eq!(error.kind(), Kind::Cancelled, "{name}: {error}");
         assert_eq!(target.hands().say("GET written"), "meanwhile", "{name}");
         assert_eq!(target.hands().say("GET old"), "content", "{name}");
     }
@@ -1430,4 +1433,46 @@ fn replies_and_commands_are_read_as_they_are_written() {
     }
     let deep = b"*1\r\n".repeat(100);
     assert!(!super::is_reply(&deep));
+}
+
+#[test]
+fn a_target_that_dies_or_a_restore_that_is_stopped_midway_is_an_error() {
+    for (name, program) in programs("a_target_that_dies_or_a_restore_that_is_stopped_midway_is_an_error") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("DEBUG POPULATE 20000 key 1000");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        // Half a millisecond a key: loading takes ten seconds.
+        let slow = ["--key-load-delay", "500", "--loading-process-events-interval-bytes", "4096"];
+        let restore = |target: &Server, context: &Context| {
+            let request = RestoreRequest { mode: RestoreMode::Fresh, part: None, restore: "r1".to_owned() };
+            trial::run(target.open().unwrap().restore(context, &tree, &request))
+        };
+        let context = Context::default();
+        let target = Server::start(&program, &slow);
+        let begun = Instant::now();
+        let outcome = std::thread::scope(|scope| {
+            let running = scope.spawn(|| restore(&target, &context));
+            std::thread::sleep(Duration::from_millis(1500));
+            context.cancel();
+            running.join().unwrap()
+        });
+        assert_eq!(fails(outcome).kind(), Kind::Cancelled, "{name}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{name}: {:?}", begun.elapsed());
+        assert!(target.hands().say("INFO replication").contains("role:master"), "{name}");
+        assert_eq!(target.hands().say("DBSIZE"), "0", "{name}");
+        assert_eq!(target.hands().say("CONFIG GET masterauth"), "masterauth ", "{name}");
+        assert_eq!(target.hands().say("CONFIG GET repl-diskless-load"), "repl-diskless-load disabled", "{name}");
+
+        let target = Server::start(&program, &slow);
+        let context = Context::default();
+        let outcome = std::thread::scope(|scope| {
+            let running = scope.spawn(|| restore(&target, &context));
+            std::thread::sleep(Duration::from_millis(1500));
+            signal(&target, "-KILL");
+            running.join().unwrap()
+        });
+        let error = fails(outcome);
+        assert_eq!(error.kind(), Kind::Unreachable, "{name}: {error}");
+        assert!(error.message().contains("could not be put back"), "{name}: {error}");
+    }
 }
