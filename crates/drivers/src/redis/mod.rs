@@ -26,6 +26,7 @@ mod image;
 mod keys;
 mod master;
 mod packed;
+mod part;
 mod rdb;
 mod replica;
 mod restore;
