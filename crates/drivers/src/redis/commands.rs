@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use stillpoint_core::error::{Error, Kind, Result};
 
-use super::client::Connection;
+use super::client::{Connection, refusal};
 use super::server::SLOTS;
 use super::wire::{Command, Reply};
 
@@ -124,10 +124,31 @@ impl Places {
 fn movable(command: &Command, connection: &mut Connection) -> Result<Touched> {
     let mut question: Vec<&[u8]> = vec![b"COMMAND", b"GETKEYS"];
     question.extend(command.arguments.iter().map(Vec::as_slice));
-    let Reply::Array(keys) = connection.ask(&question)? else { return Ok(Touched::Nothing) };
+    let keys = match connection.ask(&question)? {
+        Reply::Array(keys) => keys,
+        Reply::Error(text) if text.contains("no key arguments") => return Ok(Touched::Nothing),
+        Reply::Error(text) => {
+            let name = String::from_utf8_lossy(&command.name()).into_owned();
+            return Err(refusal(&question[..2], &text).context("command", name));
+        }
+        _ => return Err(Error::new(Kind::Corrupt, "COMMAND GETKEYS answers something else")),
+    };
     let named = |argument: &Vec<u8>| keys.iter().any(|key| key.bytes() == Some(argument));
     let places = command.arguments.iter().enumerate().skip(1).filter(|(_, argument)| named(argument));
     Ok(Touched::Keys(places.map(|(at, _)| at).collect()))
+}
+
+/// The database that a `MOVE`, or a `COPY` with `DB`, writes to, which is not the selected one.
+pub(super) fn other_database(arguments: &[Vec<u8>]) -> Option<u32> {
+    let number = match arguments.first()?.to_ascii_uppercase().as_slice() {
+        b"MOVE" => arguments.get(2),
+        b"COPY" => {
+            let at = arguments.iter().skip(3).position(|word| word.eq_ignore_ascii_case(b"db"))?;
+            arguments.get(at + 4)
+        }
+        _ => None,
+    };
+    std::str::from_utf8(number?).ok()?.parse().ok()
 }
 
 /// The slot of a key in a cluster: of what stands between the first braces, if anything does.
@@ -151,6 +172,18 @@ mod tests {
         assert_eq!(slot(b"foo{}{bar}"), slot(b"foo{}{bar}"));
         assert_ne!(slot(b"foo{}{bar}"), slot(b"bar"));
         assert_eq!(slot(b"foo{bar}{zap}"), slot(b"bar"));
+    }
+
+    #[test]
+    fn commands_that_write_to_another_database_are_known() {
+        let other = |line: &str| {
+            let arguments: Vec<Vec<u8>> = line.split(' ').map(|word| word.as_bytes().to_vec()).collect();
+            other_database(&arguments)
+        };
+        assert_eq!(other("move k 3"), Some(3));
+        assert_eq!(other("COPY a b REPLACE db 5"), Some(5));
+        assert_eq!(other("COPY db db"), None);
+        assert_eq!(other("SET k 3"), None);
     }
 
     #[test]

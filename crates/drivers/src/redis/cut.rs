@@ -65,6 +65,7 @@ pub(super) fn prepare(driver: &Redis, context: &Context) -> Result<Hold> {
     let (mut connection, info) = server::open(&driver.access, &endpoint)?;
     server::check_is_master(&mut connection, &info)?;
     let nodes = server::masters(&mut connection, &info)?;
+    server::check_settled(&driver.access, &nodes)?;
     let mut state = driver.state();
     if is_attached(&state, &nodes, driver.settings.mode) {
         return Ok(hold(&state));
@@ -103,6 +104,9 @@ fn is_attached(state: &State, nodes: &[Node], mode: Mode) -> bool {
 fn attach(driver: &Redis, node: Node, servers: usize, context: &Context) -> Result<Shard> {
     let (mut control, info) = server::open(&driver.access, &node.endpoint)?;
     server::check_is_master(&mut control, &info)?;
+    if driver.settings.mode == Mode::Replica {
+        server::check_sends_absolute_times(&info)?;
+    }
     wait_for_child(&mut control, context)?;
     let (facts, papers) = server::facts(&mut control, &node, &info)?;
     let collector = driver.collector();
@@ -293,7 +297,9 @@ pub(super) fn still_valid(driver: &Redis, pin: &Pin) -> Result<Validity> {
         return Ok(Validity::Valid);
     }
     let (mut connection, info) = server::open(&driver.access, &state.shards[0].node.endpoint)?;
-    let nodes = match server::masters(&mut connection, &info) {
+    let settled = server::masters(&mut connection, &info)
+        .and_then(|nodes| server::check_settled(&driver.access, &nodes).map(|()| nodes));
+    let nodes = match settled {
         Ok(nodes) => nodes,
         Err(error) if error.kind() == Kind::Conflict => return Ok(Validity::Lost(error.message().to_owned())),
         Err(error) => return Err(error),

@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use stillpoint_core::driver::{Context, Edge, EdgeQuery, Pin};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 
+use super::commands;
 use super::effects::{self, Touch, Value};
 use super::rdb::{Element, Key, Walker, damaged};
 use super::replica::{Purpose, Replica};
@@ -254,9 +255,15 @@ impl Collector {
                     }
                 }
             }
+            Touch::Swaps => {
+                inner.fail(offset, Kind::Unsupported, "databases changed places".to_owned());
+            }
             Touch::Unknown => {
                 let mut arguments = command.arguments.iter().skip(1);
-                let concerns = |argument: &Vec<u8>| self.queries.iter().any(|query| query.matches(database, argument));
+                let other = commands::other_database(&command.arguments).unwrap_or(database);
+                let concerns = |argument: &Vec<u8>| {
+                    self.queries.iter().any(|query| query.matches(database, argument) || query.matches(other, argument))
+                };
                 if arguments.any(concerns) {
                     let name = String::from_utf8_lossy(&command.name()).into_owned();
                     inner.fail(

@@ -53,6 +53,8 @@ pub(super) enum Touch {
     EmptiesAll,
     /// Those at these arguments.
     Keys(Vec<usize>),
+    /// Two databases change places.
+    Swaps,
     /// It is not known here.
     Unknown,
 }
@@ -70,6 +72,7 @@ pub(super) fn touched(arguments: &[Vec<u8>]) -> Touch {
         }
         b"FLUSHDB" => Touch::Empties,
         b"FLUSHALL" => Touch::EmptiesAll,
+        b"SWAPDB" => Touch::Swaps,
         b"DEL" | b"UNLINK" => Touch::Keys((1..arguments.len()).collect()),
         b"MSET" | b"MSETNX" => Touch::Keys((1..arguments.len()).step_by(2).collect()),
         b"SMOVE" => Touch::Keys(vec![1, 2]),

@@ -104,8 +104,16 @@ pub(super) fn restore(
             std::fs::remove_dir_all(folder).or_io(|| format!("cannot replace {}", folder.display()))?;
         }
     }
-    let beside = beside.keep();
-    std::fs::rename(&beside, folder).or_io(|| format!("cannot put {} in place", folder.display()))?;
+    let put = std::fs::rename(beside.path(), folder).or_io(|| format!("cannot put {} in place", folder.display()));
+    if let Err(error) = put {
+        if let Some(kept) = restored.kept_old.first() {
+            std::fs::rename(kept, folder).or_io(|| format!("{error}; and the old folder stays at {kept}"))?;
+        }
+        return Err(error);
+    }
+    // What was renamed has nothing left to remove.
+    drop(beside.keep());
+    File::open(above).and_then(|above| above.sync_all()).or_io(|| format!("cannot sync {}", above.display()))?;
     Ok(restored)
 }
 

@@ -8,12 +8,13 @@ use std::io::{BufReader, Read};
 
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
-use stillpoint_core::tree::{Tree, TreePath};
+use stillpoint_core::tree::Tree;
 
 use super::client::{Connection, refusal};
 use super::commands::{self, Table, Touched};
 use super::drain::{IMAGE, REPLAY, ServerPart, StoreFacts};
 use super::expiry::Expiry;
+use super::part::Part;
 use super::rdb::{CRC, Item, Key, Verified, Walker};
 use super::server::Node;
 use super::wire::{self, Command, Reply};
@@ -22,62 +23,9 @@ use super::{Redis, is_stamp};
 /// How much is sent before answers are read.
 const BATCH_BYTES: usize = 1 << 20;
 const BATCH_COMMANDS: usize = 512;
-
-/// Which keys are restored.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Part {
-    /// Of this database alone.
-    pub database: Option<u32>,
-    /// Those whose names begin so.
-    pub prefix: Vec<u8>,
-}
-
-impl Part {
-    /// Reads `databases/1`, `keys/prefix` or `databases/1/keys/prefix`. In a prefix, `/` stands for
-    /// itself between names, and every byte may be written as `%2F`.
-    pub fn parse(path: &TreePath) -> Result<Self> {
-        let wrong = || {
-            Error::new(Kind::NotFound, format!("a point of a Redis server has no part `{path}`"))
-                .hint("parts are `databases/1`, `keys/session:` and `databases/1/keys/session:`")
-        };
-        let mut part = Self::default();
-        let mut rest = path.names();
-        if let [first, number, more @ ..] = rest
-            && first == b"databases"
-        {
-            let number = std::str::from_utf8(number).ok().and_then(|text| text.parse().ok());
-            part.database = Some(number.ok_or_else(wrong)?);
-            rest = more;
-        }
-        match rest {
-            [] if part.database.is_some() => Ok(part),
-            [first, names @ ..] if first == b"keys" && !names.is_empty() => {
-                part.prefix = unescape(&names.join(&b'/')).ok_or_else(wrong)?;
-                Ok(part)
-            }
-            _ => Err(wrong()),
-        }
-    }
-
-    /// Whether a key belongs to it.
-    pub fn holds(&self, database: u32, name: &[u8]) -> bool {
-        self.database.is_none_or(|only| only == database) && name.starts_with(&self.prefix)
-    }
-}
-
-fn unescape(text: &[u8]) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut rest = text.iter();
-    while let Some(&byte) = rest.next() {
-        if byte == b'%' {
-            let pair = [*rest.next()?, *rest.next()?];
-            bytes.push(u8::from_str_radix(std::str::from_utf8(&pair).ok()?, 16).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    Some(bytes)
-}
+/// Far away, in milliseconds: keys with a time of expiry get theirs so much later while commands are
+/// carried out. A key that expired before them would be made anew by some, and stay for ever.
+const FAR_MILLIS: i64 = 100_000 * 31_557_600_000;
 
 /// The targets of a restore, each with what was sent to it and not yet answered.
 pub(super) struct Writers {
@@ -154,6 +102,17 @@ impl Writers {
         self.writers.iter_mut().try_for_each(Writer::flush)
     }
 
+    /// What a command touches.
+    fn touched(&mut self, command: &Command) -> Result<Touched> {
+        if let Some(touched) = self.table.touched_without_asking(command)? {
+            return Ok(touched);
+        }
+        let first = self.writers.first_mut().ok_or_else(|| Error::internal("a target without servers"))?;
+        // The connection is used for questions only while nothing is unanswered on it.
+        first.flush()?;
+        self.table.touched(command, &mut first.connection)
+    }
+
     fn is_cluster(&self) -> bool {
         self.writers.iter().any(|writer| !writer.node.slots.is_empty())
     }
@@ -184,24 +143,75 @@ pub(super) fn restore(
     expiry: Expiry,
 ) -> Result<Written> {
     let mut written = Written::default();
+    let mut is_far = false;
     for server in &facts.servers {
-        let mut one = One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0 };
+        let mut one = One {
+            writers,
+            context,
+            part,
+            expiry,
+            written: &mut written,
+            flushes: Vec::new(),
+            commands: 0,
+            is_far: false,
+        };
         one.find_flushes(source, server)?;
+        one.is_far = facts.servers.iter().any(|server| server.cut_offset > server.image_offset);
         one.image(source.open(&server.path(IMAGE)?)?)?;
         one.replay(source, server)?;
+        is_far |= one.is_far;
     }
     writers.flush()?;
+    if is_far {
+        set_true_times(writers, context, part)?;
+    }
     match part {
         Some(_) if written.keys == 0 => Err(Error::new(Kind::NotFound, "the point holds no key of this part")),
         _ => Ok(written),
     }
 }
 
-/// Puts back what an image holds, into whichever masters hold the slots.
-pub(super) fn put_back(writers: &mut Writers, reader: Box<dyn Read + Send>, context: &Context) -> Result<()> {
+/// Looks through the point before anything is touched: whether it can be read, whether its commands
+/// can be followed, and whether it holds the part at all.
+pub(super) fn check(
+    writers: &mut Writers,
+    context: &Context,
+    source: &dyn Tree,
+    facts: &StoreFacts,
+    part: Option<&Part>,
+) -> Result<()> {
     let mut written = Written::default();
-    let (part, expiry) = (None, Expiry::Keep);
-    let mut one = One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0 };
+    let expiry = Expiry::Keep;
+    let mut is_there = part.is_none();
+    for server in &facts.servers {
+        let mut one = One {
+            writers,
+            context,
+            part,
+            expiry,
+            written: &mut written,
+            flushes: Vec::new(),
+            commands: 0,
+            is_far: false,
+        };
+        one.find_flushes(source, server)?;
+        let walker = Walker::new(Verified::new(source.open(&server.path(IMAGE)?)?))?;
+        is_there = is_there || one.is_in_image(walker)? || one.is_in_replay(source, server)?;
+    }
+    if is_there { Ok(()) } else { Err(Error::new(Kind::NotFound, "the point holds no key of this part")) }
+}
+
+/// Puts back what an image holds of a part, or all of it, into whichever masters hold the slots.
+pub(super) fn put_back(
+    writers: &mut Writers,
+    reader: Box<dyn Read + Send>,
+    context: &Context,
+    part: Option<&Part>,
+) -> Result<()> {
+    let mut written = Written::default();
+    let expiry = Expiry::Keep;
+    let mut one =
+        One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0, is_far: false };
     one.image(reader)?;
     writers.flush()
 }
@@ -224,6 +234,59 @@ pub(super) fn clear(writers: &mut Writers, context: &Context, part: Option<&Part
             delete_part(connection, context, part, database)?;
         }
         connection.command(&["SELECT", "0"])?;
+    }
+    Ok(())
+}
+
+/// Gives every key whose time is far away its own time; what has expired goes.
+fn set_true_times(writers: &mut Writers, context: &Context, part: Option<&Part>) -> Result<()> {
+    for writer in &mut writers.writers {
+        let databases = wire::keyspace(&writer.connection.info("keyspace")?);
+        for (database, _) in databases {
+            writer.connection.command(&["SELECT", &database.to_string()])?;
+            let mut cursor = b"0".to_vec();
+            loop {
+                context.check()?;
+                let answer = writer.connection.call(&[b"SCAN", &cursor, b"COUNT", b"1000"])?;
+                let [next, keys] = answer.items() else {
+                    return Err(super::rdb::damaged("SCAN answers something else"));
+                };
+                let keys = keys.items().iter().filter_map(Reply::bytes);
+                let keys: Vec<&[u8]> = keys.filter(|key| part.is_none_or(|part| part.holds(database, key))).collect();
+                near(&mut writer.connection, &keys)?;
+                cursor = next.bytes().unwrap_or(b"0").to_vec();
+                if cursor == b"0" {
+                    break;
+                }
+            }
+        }
+        writer.connection.command(&["SELECT", "0"])?;
+        writer.database = 0;
+    }
+    Ok(())
+}
+
+/// Gives these keys their own times.
+fn near(connection: &mut Connection, keys: &[&[u8]]) -> Result<()> {
+    let questions: Vec<u8> = keys.iter().flat_map(|key| wire::encode(&[b"PEXPIRETIME", key])).collect();
+    connection.send(&questions)?;
+    let mut commands = Vec::new();
+    let mut count = 0;
+    for key in keys {
+        match connection.receive()? {
+            Reply::Integer(millis) if millis > FAR_MILLIS => {
+                commands.extend(wire::encode(&[b"PEXPIREAT", key, (millis - FAR_MILLIS).to_string().as_bytes()]));
+                count += 1;
+            }
+            Reply::Error(text) => return Err(refusal(&[b"PEXPIRETIME"], &text)),
+            _ => {}
+        }
+    }
+    connection.send(&commands)?;
+    for _ in 0..count {
+        if let Reply::Error(text) = connection.receive()? {
+            return Err(refusal(&[b"PEXPIREAT"], &text));
+        }
     }
     Ok(())
 }
@@ -256,6 +319,8 @@ struct One<'a> {
     flushes: Vec<(Option<u32>, u64)>,
     /// Commands of the replay that were seen.
     commands: u64,
+    /// Whether times of expiry are far away until all commands are carried out.
+    is_far: bool,
 }
 
 impl One<'_> {
@@ -283,10 +348,53 @@ impl One<'_> {
                     return Err(Error::new(Kind::Unsupported, "databases were swapped between image and cut")
                         .hint("restore the whole point into a server of its own"));
                 }
+                name if commands::other_database(&command.arguments).is_some() => {
+                    let name = String::from_utf8_lossy(name).into_owned();
+                    let message =
+                        format!("`{name}` was carried out over the border of a database, between image and cut");
+                    return Err(Error::new(Kind::Unsupported, message)
+                        .hint("restore the whole point into a server of its own, as its master"));
+                }
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Whether an image holds anything that is restored.
+    fn is_in_image(&self, mut walker: Walker<impl Read>) -> Result<bool> {
+        loop {
+            self.context.check()?;
+            match walker.next()? {
+                Item::End => return Ok(false),
+                Item::Key(key) if self.holds(key.database, &key.name) && !self.is_flushed(key.database, 0) => {
+                    return Ok(true);
+                }
+                Item::Key(key) => walker.skip_value(key.kind)?,
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether a command touches anything that is restored.
+    fn is_in_replay(&mut self, source: &dyn Tree, server: &ServerPart) -> Result<bool> {
+        let mut reader = BufReader::new(source.open(&server.path(REPLAY)?)?);
+        let (mut database, mut number) = (0, 0);
+        while let Some(command) = wire::read_command(&mut reader, u64::MAX)? {
+            self.context.check()?;
+            number += 1;
+            match self.writers.touched(&command)? {
+                Touched::Select(selected) => database = selected,
+                Touched::Keys(keys) if !self.is_flushed(database, number) => {
+                    let mut names = keys.iter().filter_map(|at| command.arguments.get(*at));
+                    if names.any(|name| self.holds(database, name)) {
+                        return Ok(true);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(false)
     }
 
     fn image(&mut self, reader: Box<dyn Read + Send>) -> Result<()> {
@@ -317,7 +425,8 @@ impl One<'_> {
         payload.extend_from_slice(&version.to_le_bytes());
         let checksum = CRC.checksum(&payload);
         payload.extend_from_slice(&checksum.to_le_bytes());
-        let expires = self.expiry.time(key.expires).unwrap_or(0).max(0).to_string();
+        let far = if self.is_far { FAR_MILLIS } else { 0 };
+        let expires = self.expiry.time(key.expires).map_or(0, |millis| millis.saturating_add(far)).max(0).to_string();
         let access = key.idle.map(|idle| idle.to_string()).or(key.frequency.map(|often| often.to_string()));
         let mut arguments: Vec<&[u8]> =
             vec![b"RESTORE", &key.name, expires.as_bytes(), &payload, b"REPLACE", b"ABSTTL"];
@@ -339,16 +448,7 @@ impl One<'_> {
         while let Some(command) = wire::read_command(&mut reader, u64::MAX)? {
             self.context.check()?;
             self.commands += 1;
-            let first = self.writers.writers.first_mut().ok_or_else(|| Error::internal("a target without servers"))?;
-            // The connection is used for questions only while nothing is unanswered on it.
-            let touched = match self.writers.table.touched_without_asking(&command)? {
-                Some(touched) => touched,
-                None => {
-                    first.flush()?;
-                    self.writers.table.touched(&command, &mut first.connection)?
-                }
-            };
-            match touched {
+            match self.writers.touched(&command)? {
                 Touched::Select(selected) => database = selected,
                 Touched::Bracket | Touched::Database | Touched::Everything => {}
                 Touched::Keys(keys) if keys.is_empty() => self.keyless(&command)?,
@@ -391,7 +491,12 @@ impl One<'_> {
     }
 
     fn send(&mut self, command: Command, database: u32, about: &[u8]) -> Result<()> {
-        let Some(command) = self.expiry.command(command) else { return Ok(()) };
+        let Some(mut command) = self.expiry.command(command) else { return Ok(()) };
+        // Times of fields of a hash do not end the key.
+        if self.is_far && !matches!(command.name().as_slice(), b"HPEXPIREAT" | b"HEXPIREAT" | b"HSETEX") {
+            let Some(later) = Expiry::Shift(FAR_MILLIS).command(command) else { return Ok(()) };
+            command = later;
+        }
         let bytes = command.encode();
         self.written.keys += 1;
         self.written.bytes += bytes.len() as u64;
@@ -431,20 +536,4 @@ pub(super) fn selected(command: &Command) -> Result<u32> {
     let text = command.arguments.get(1).map(|text| String::from_utf8_lossy(text).into_owned());
     let number = text.and_then(|text| text.parse().ok());
     number.ok_or_else(|| super::rdb::damaged("the stream of commands selects a database that is none"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_are_read_and_nothing_else_is() {
-        let part = |text: &str| Part::parse(&TreePath::parse(text).unwrap());
-        assert_eq!(part("databases/3").unwrap(), Part { database: Some(3), prefix: Vec::new() });
-        assert_eq!(part("keys/a/b").unwrap(), Part { database: None, prefix: b"a/b".to_vec() });
-        assert_eq!(part("databases/1/keys/a%2F%00").unwrap(), Part { database: Some(1), prefix: b"a/\0".to_vec() });
-        for wrong in ["", "keys", "databases", "databases/x", "no/such/part", "databases/1/x", "keys/%2", "keys/%zz"] {
-            assert_eq!(part(wrong).unwrap_err().kind(), Kind::NotFound, "{wrong}");
-        }
-    }
 }

@@ -5,6 +5,7 @@
 //! nobody else is taken for it. Facts: `syncWithMaster` and `readSyncBulkPayload` in
 //! `src/replication.c` of Redis and Valkey.
 
+use std::cell::Cell;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -51,18 +52,20 @@ pub(super) fn random_hex(letters: usize) -> String {
 /// Makes the target load `feed`, and a master again. Returns the bytes that were sent.
 ///
 /// What the target held before is gone once it has received the image. On every way out it is a
-/// master again, with the password it had.
+/// master again, with the password it had. `is_begun` is set before the image is announced to it.
 pub(super) fn feed(
     control: &mut Connection,
     advertise: Option<&str>,
     feed: Feed<'_>,
     context: &Context,
+    is_begun: &Cell<bool>,
 ) -> Result<u64> {
     let listener = Listener::open(control, advertise)?;
     let mut borrowed = Borrowed::default();
     let wants_token = borrowed.set(control, "masterauth", &listener.token)?;
     let outcome = prepare(control, &mut borrowed, wants_token)
-        .and_then(|()| serve(control, &listener, wants_token, feed, context));
+        .and_then(|()| attach(control, &listener, wants_token, context))
+        .and_then(|attached| serve(control, attached, feed, is_begun));
     // In this order: the target must not attach elsewhere with the old password.
     let freed = free(control);
     let restored = borrowed.put_back(control);
@@ -182,16 +185,16 @@ fn prepare(control: &mut Connection, borrowed: &mut Borrowed, wants_token: bool)
     borrowed.set(control, "repl-diskless-load", "on-empty-db").map(drop)
 }
 
-fn serve(
+/// Lets the target follow us, and waits until it asks for the image.
+fn attach<'a>(
     control: &mut Connection,
     listener: &Listener,
     wants_token: bool,
-    mut feed: Feed<'_>,
-    context: &Context,
-) -> Result<u64> {
+    context: &'a Context,
+) -> Result<Attached<'a>> {
     control.command(&["REPLICAOF", &listener.host, &listener.port.to_string()])?;
     let until = Instant::now() + ATTACH_WITHIN;
-    let mut attached = loop {
+    loop {
         let socket = listener.accept(context, until)?;
         let from = socket.peer_addr().or_io(|| "cannot tell who attached".to_owned())?.ip();
         let mut attached =
@@ -200,13 +203,22 @@ fn serve(
         // Without a token, the address is all that tells the target from others.
         let is_target = token.is_some() || from == listener.target;
         match attached.handshake(token) {
-            Ok(()) if is_target => break attached,
+            Ok(()) if is_target => return Ok(attached),
             Ok(()) => {}
             Err(error) if error.kind() == Kind::Cancelled => return Err(error),
             // Somebody else, or a try that the target gave up; it comes again.
             Err(_) => {}
         }
-    };
+    }
+}
+
+fn serve(
+    control: &mut Connection,
+    mut attached: Attached<'_>,
+    mut feed: Feed<'_>,
+    is_begun: &Cell<bool>,
+) -> Result<u64> {
+    is_begun.set(true);
     attached.begin(feed.image_bytes)?;
     let mut sent = attached.pour(&mut feed.image, control)?;
     if let Some(expected) = feed.image_bytes

@@ -7,7 +7,7 @@
 //! | position | replication id and offset; what is observed leaves out the master's own signs of life |
 //! | incremental | no: an image has no parts that are known to be unchanged; the repository keeps what is new |
 //! | way back | as the target's master; or key by key where the target refuses one |
-//! | versions | Redis 6 and later, Valkey 7.2 and later; tested with Redis 7.0 and Valkey 9.1 |
+//! | versions | Redis 7 and later (6 with `mode: rdb`), Valkey 7.2 and later; tested with Redis 7.0 and Valkey 9.1 |
 //! | privileges | `+psync +replconf +ping +info`; more makes the point richer, see the README |
 //!
 //! Manual: <https://redis.io/docs/latest/operate/oss_and_stack/management/replication/>,
@@ -26,6 +26,7 @@ mod image;
 mod keys;
 mod master;
 mod packed;
+mod part;
 mod rdb;
 mod replica;
 mod restore;
@@ -190,6 +191,9 @@ impl Redis {
         let endpoint = self.endpoint()?;
         let (mut connection, info) = server::open(&self.access, &endpoint)?;
         server::check_is_master(&mut connection, &info)?;
+        if self.settings.mode == config::Mode::Replica {
+            server::check_sends_absolute_times(&info)?;
+        }
         let mut missing_privileges = Vec::new();
         if let wire::Reply::Error(text) = connection.ask(&[b"REPLCONF", b"capa", b"psync2"])?
             && text.starts_with("NOPERM")
@@ -243,7 +247,20 @@ impl Redis {
             std::fs::write(&beside, text).or_io(|| format!("cannot write {}", beside.display()))?;
             return std::fs::rename(&beside, &path).or_io(|| format!("cannot write {}", path.display()));
         }
-        self.stamp_holder()?.call(&[b"SET", STAMP_KEY.as_bytes(), &text]).map(drop)
+        self.write_stamp(&text)
+    }
+
+    /// Sets the stamp of a server to these bytes.
+    fn write_stamp(&self, text: &[u8]) -> Result<()> {
+        self.stamp_holder()?.call(&[b"SET", STAMP_KEY.as_bytes(), text]).map(drop)
+    }
+
+    /// The bytes of a server's stamp.
+    fn raw_stamp(&self) -> Result<Option<Vec<u8>>> {
+        match self.stamp_holder()?.call(&[b"GET", STAMP_KEY.as_bytes()])? {
+            wire::Reply::Bulk(bytes) => Ok(Some(bytes)),
+            _ => Ok(None),
+        }
     }
 
     fn read_stamp(&self) -> Result<Option<Stamp>> {
@@ -253,9 +270,9 @@ impl Redis {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(Error::io("cannot read the stamp", error)),
             },
-            None => match self.stamp_holder()?.call(&[b"GET", STAMP_KEY.as_bytes()])? {
-                wire::Reply::Bulk(bytes) => bytes,
-                _ => return Ok(None),
+            None => match self.raw_stamp()? {
+                Some(bytes) => bytes,
+                None => return Ok(None),
             },
         };
         let parsed = serde_json::from_slice(&bytes);

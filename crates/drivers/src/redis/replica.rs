@@ -150,8 +150,15 @@ impl Replica {
         if purpose.image_only {
             connection.command(&["REPLCONF", "rdb-only", "1"]).map_err(explain)?;
         }
+        let now = wire::info_number(&connection.info("replication")?, "master_repl_offset").unwrap_or(0);
         connection.send(&wire::encode(&[b"PSYNC", b"?", b"-1"]))?;
         let (replication_id, start) = begin(&mut connection, purpose.access.timeout, context)?;
+        if purpose.image_only && start < now {
+            // The server joins us to an image that it makes for somebody else already.
+            return Err(Error::new(Kind::Conflict, format!("{} hands out an older image", purpose.endpoint))
+                .temporary()
+                .hint("another replica attaches, or another run asks for an image: try again once it has ended"));
+        }
         let state = State { replication_id, start, reached: start, ..State::default() };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),

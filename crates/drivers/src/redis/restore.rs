@@ -2,6 +2,7 @@
 //!
 //! Decides and keeps the old; the ways themselves are `master`, `keys` and `folder`.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -14,8 +15,9 @@ use super::client::Connection;
 use super::config::RestoreBy;
 use super::drain::{self, ACL, IMAGE, REPLAY, ServerPart, StoreFacts};
 use super::expiry::{Expiry, RewrittenCommands, RewrittenImage, unwrapped};
-use super::keys::{self, Part, Writers};
+use super::keys::{self, Writers};
 use super::master::{self, Feed};
+use super::part::Part;
 use super::rdb::Verified;
 use super::replica::{Purpose, Replica};
 use super::server::{self, Node};
@@ -51,13 +53,15 @@ pub(super) fn restore(
     context.expect_bytes(bytes);
     let part = request.part.as_ref().filter(|part| !part.names().is_empty()).map(Part::parse).transpose()?;
     let way = way(driver, &mut control, &info, &facts, part.as_ref())?;
+    let stamp = driver.raw_stamp()?;
     let mut kept = Vec::new();
     if occupied.is_some() {
         for node in &nodes {
             kept.push(keep(driver, node, &request.restore, context)?);
         }
     }
-    let job = Job { driver, context, source, facts: &facts, part: part.as_ref(), nodes: &nodes };
+    let part = part.as_ref();
+    let job = Job { driver, context, source, facts: &facts, part, nodes: &nodes, is_touched: Cell::new(false) };
     let outcome = match way {
         Way::Master => job.as_master(&mut control),
         Way::Keys => job.by_keys(occupied.is_some()),
@@ -67,7 +71,9 @@ pub(super) fn restore(
             restored.kept_old = kept.iter().map(|path| path.display().to_string()).collect();
             Ok(restored)
         }
-        Err(error) => Err(undo(driver, &nodes, &kept, &way, error)),
+        // What was not touched needs no undoing: that would undo what others wrote since.
+        Err(error) if !job.is_touched.get() => Err(error),
+        Err(error) => Err(Undo { driver, nodes: &nodes, kept: &kept, part, stamp }.run(&way, error)),
     }
 }
 
@@ -79,6 +85,10 @@ enum Way {
 
 fn way(driver: &Redis, control: &mut Connection, info: &str, facts: &StoreFacts, part: Option<&Part>) -> Result<Way> {
     let refused = match (facts.servers.len(), part) {
+        (1, None) if driver.settings.is_encrypted() => {
+            // The target would come to us without encryption: TLS between servers wants keys that we lack.
+            Some("the target is reached by TLS, and would be fed in the clear".to_owned())
+        }
         (1, None) => master::refuses(control, info)?,
         (1, Some(_)) => Some("a part is restored key by key".to_owned()),
         _ => Some("the point is one of a cluster".to_owned()),
@@ -108,6 +118,8 @@ struct Job<'a> {
     facts: &'a StoreFacts,
     part: Option<&'a Part>,
     nodes: &'a [Node],
+    /// Whether the target may hold something else than before.
+    is_touched: Cell<bool>,
 }
 
 impl Job<'_> {
@@ -127,7 +139,8 @@ impl Job<'_> {
             let replay = RewrittenCommands::new(BufReader::new(replay), expiry);
             Feed { image: Box::new(RewrittenImage::new(image, expiry)?), image_bytes: None, replay: Box::new(replay) }
         };
-        let bytes = master::feed(control, self.driver.settings.advertise.as_deref(), feed, self.context)?;
+        let bytes =
+            master::feed(control, self.driver.settings.advertise.as_deref(), feed, self.context, &self.is_touched)?;
         wait_for_rewrite(control, self.context)?;
         control.command(&["DEL", STAMP_KEY])?;
         let losses = self.acl(control)?;
@@ -136,6 +149,8 @@ impl Job<'_> {
 
     fn by_keys(&self, is_occupied: bool) -> Result<Restored> {
         let mut writers = Writers::open(self.driver, self.nodes)?;
+        keys::check(&mut writers, self.context, self.source, self.facts, self.part)?;
+        self.is_touched.set(true);
         if is_occupied {
             keys::clear(&mut writers, self.context, self.part)?;
         }
@@ -283,7 +298,8 @@ fn keep(driver: &Redis, node: &Node, restore: &str, context: &Context) -> Result
     };
     let replica = Replica::attach(purpose, context)?;
     let message = || format!("cannot keep the old content at {}", path.display());
-    let mut file = File::create_new(&path).or_io(message)?;
+    // For nobody else to read; and what is there under its name is whole.
+    let mut file = tempfile::Builder::new().prefix(".stillpoint-kept-").tempfile_in(&folder).or_io(message)?;
     let mut reader = replica.image().reader();
     let mut piece = vec![0; 1 << 20];
     loop {
@@ -294,7 +310,9 @@ fn keep(driver: &Redis, node: &Node, restore: &str, context: &Context) -> Result
         }
         file.write_all(&piece[..count]).or_io(message)?;
     }
-    file.sync_all().or_io(message)?;
+    file.as_file().sync_all().or_io(message)?;
+    file.persist_noclobber(&path).map_err(|error| Error::io(message(), error.error))?;
+    File::open(&folder).and_then(|folder| folder.sync_all()).or_io(message)?;
     Ok(path)
 }
 
@@ -305,45 +323,68 @@ fn unused(folder: &Path, name: &str) -> PathBuf {
     std::iter::once(first).chain((2..).map(numbered)).find(|path| !path.exists()).unwrap_or_default()
 }
 
-/// Puts the old content back after a failure, or empties a target that was empty.
-fn undo(driver: &Redis, nodes: &[Node], kept: &[PathBuf], way: &Way, cause: Error) -> Error {
-    let undone = match way {
-        Way::Master => nodes.iter().enumerate().try_for_each(|(at, node)| undo_as_master(driver, node, kept.get(at))),
-        Way::Keys => undo_by_keys(driver, nodes, kept),
-    };
-    match undone {
-        Ok(()) => cause,
-        Err(error) => {
-            let kept: Vec<_> = kept.iter().map(|path| path.display().to_string()).collect();
-            let message = format!("{}; and the old content could not be put back: {error}", cause.message());
-            Error::new(cause.kind(), message)
-                .source(cause)
-                .hint(format!("the old content is kept: {}", kept.join(", ")))
+/// What puts the old content back after a failure, or empties a target that was empty.
+struct Undo<'a> {
+    driver: &'a Redis,
+    nodes: &'a [Node],
+    kept: &'a [PathBuf],
+    /// All that may be touched, where a part was restored.
+    part: Option<&'a Part>,
+    /// The stamp that the target bore: images are fed without it.
+    stamp: Option<Vec<u8>>,
+}
+
+impl Undo<'_> {
+    fn run(&self, way: &Way, cause: Error) -> Error {
+        let undone = match way {
+            Way::Master => {
+                self.nodes.iter().enumerate().try_for_each(|(at, node)| self.as_master(node, self.kept.get(at)))
+            }
+            Way::Keys => self.by_keys(),
+        };
+        match undone.and_then(|()| self.stamp()) {
+            Ok(()) => cause,
+            Err(error) => {
+                let kept: Vec<_> = self.kept.iter().map(|path| path.display().to_string()).collect();
+                let message = format!("{}; and the old content could not be put back: {error}", cause.message());
+                Error::new(cause.kind(), message)
+                    .source(cause)
+                    .hint(format!("the old content is kept: {}", kept.join(", ")))
+            }
         }
     }
-}
 
-/// The run may have been cancelled; the old content comes back all the same: no context is asked.
-fn undo_as_master(driver: &Redis, node: &Node, kept: Option<&PathBuf>) -> Result<()> {
-    let (mut control, _) = server::open(&driver.access, &node.endpoint)?;
-    let Some(path) = kept else {
-        control.command(&["FLUSHALL", "SYNC"])?;
-        control.ask(&[b"FUNCTION", b"FLUSH", b"SYNC"])?;
-        return Ok(());
-    };
-    let file = File::open(path).or_io(|| format!("cannot read {}", path.display()))?;
-    let bytes = file.metadata().or_io(|| format!("cannot read {}", path.display()))?.len();
-    let feed = Feed { image: Box::new(file), image_bytes: Some(bytes), replay: Box::new(std::io::empty()) };
-    master::feed(&mut control, driver.settings.advertise.as_deref(), feed, &Context::default()).map(drop)
-}
-
-fn undo_by_keys(driver: &Redis, nodes: &[Node], kept: &[PathBuf]) -> Result<()> {
-    let context = Context::default();
-    let mut writers = Writers::open(driver, nodes)?;
-    keys::clear(&mut writers, &context, None)?;
-    for path in kept {
+    /// The run may have been cancelled; the old content comes back all the same: no context is asked.
+    fn as_master(&self, node: &Node, kept: Option<&PathBuf>) -> Result<()> {
+        let (mut control, _) = server::open(&self.driver.access, &node.endpoint)?;
+        let Some(path) = kept else {
+            control.command(&["FLUSHALL", "SYNC"])?;
+            control.ask(&[b"FUNCTION", b"FLUSH", b"SYNC"])?;
+            return Ok(());
+        };
         let file = File::open(path).or_io(|| format!("cannot read {}", path.display()))?;
-        keys::put_back(&mut writers, Box::new(file), &context)?;
+        let bytes = file.metadata().or_io(|| format!("cannot read {}", path.display()))?.len();
+        let feed = Feed { image: Box::new(file), image_bytes: Some(bytes), replay: Box::new(std::io::empty()) };
+        let advertise = self.driver.settings.advertise.as_deref();
+        master::feed(&mut control, advertise, feed, &Context::default(), &Cell::default()).map(drop)
     }
-    Ok(())
+
+    fn by_keys(&self) -> Result<()> {
+        let context = Context::default();
+        let mut writers = Writers::open(self.driver, self.nodes)?;
+        keys::clear(&mut writers, &context, self.part)?;
+        for path in self.kept {
+            let file = File::open(path).or_io(|| format!("cannot read {}", path.display()))?;
+            keys::put_back(&mut writers, Box::new(file), &context, self.part)?;
+        }
+        Ok(())
+    }
+
+    /// A part leaves the stamp alone; all else takes it away.
+    fn stamp(&self) -> Result<()> {
+        match &self.stamp {
+            Some(stamp) if self.part.is_none() => self.driver.write_stamp(stamp),
+            _ => Ok(()),
+        }
+    }
 }

@@ -14,8 +14,10 @@ use super::wire::{self, Reply};
 
 /// The oldest version whose replication is known here.
 const MAJOR_MIN: u32 = 6;
-/// Names of settings that hold secrets, or parts of such names.
-const SECRET_SETTINGS: [&str; 4] = ["pass", "masterauth", "secret", "key-file-pass"];
+/// The first version that sends times of expiry as moments to its replicas.
+const MAJOR_ABSOLUTE: u32 = 7;
+/// Parts of the names of settings that hold secrets: `masterauth`, `primaryauth`, `requirepass`.
+const SECRET_SETTINGS: [&str; 3] = ["pass", "auth", "secret"];
 /// How many slots a cluster has.
 pub(super) const SLOTS: u16 = 16_384;
 
@@ -112,6 +114,18 @@ pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result
     Ok(())
 }
 
+/// Refuses to follow the commands of servers before 7: they send times of expiry as `in 60 seconds`,
+/// which would count anew from the restore.
+pub(super) fn check_sends_absolute_times(info: &str) -> Result<()> {
+    let (software, version) = version(info);
+    let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    if major >= MAJOR_ABSOLUTE {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Unsupported, format!("the commands of {software} {version} hold relative times of expiry"))
+        .hint("`mode: rdb` makes the image at the cut, so that no command has to be followed"))
+}
+
 /// Names the masters that a Sentinel knows.
 fn sentinel(connection: &mut Connection) -> Error {
     let error = Error::new(Kind::Config, format!("{} is a Sentinel, no server", connection.endpoint()));
@@ -148,6 +162,28 @@ pub(super) fn masters(connection: &mut Connection, info: &str) -> Result<Vec<Nod
             .hint("see CLUSTER INFO; every slot needs a master"));
     }
     Ok(nodes)
+}
+
+/// Asks every master of a cluster whether it holds what another one said, and nothing moves: a node
+/// tells only of itself that slots leave it or come to it.
+///
+/// # Errors
+/// `Conflict` while slots migrate.
+pub(super) fn check_settled(access: &Access, nodes: &[Node]) -> Result<()> {
+    for node in nodes.iter().filter(|node| !node.slots.is_empty()) {
+        let mut connection = Connection::open(access, &node.endpoint)?;
+        let text = connection.command(&["CLUSTER", "NODES"])?.text();
+        let seen = parse_nodes(&text, &node.endpoint.host)?;
+        if !seen.iter().any(|other| other.id == node.id && other.slots == node.slots) {
+            return Err(Error::new(
+                Kind::Conflict,
+                format!("{} holds other slots than the cluster says", node.endpoint),
+            )
+            .temporary()
+            .hint("wait until the resharding has ended"));
+        }
+    }
+    Ok(())
 }
 
 /// Reads `CLUSTER NODES`; `our_host` stands where a node does not know its own address.
@@ -328,9 +364,19 @@ mod tests {
     }
 
     #[test]
+    fn commands_with_relative_times_are_refused() {
+        let error = check_sends_absolute_times("redis_version:6.2.14\r\n").unwrap_err();
+        assert!(error.hint_text().unwrap().contains("mode: rdb"), "{error}");
+        check_sends_absolute_times("redis_version:7.0.15\r\n").unwrap();
+        check_sends_absolute_times("redis_version:7.2.4\r\nvalkey_version:9.1.0\r\n").unwrap();
+    }
+
+    #[test]
     fn secrets_stay_out_of_the_settings() {
         let pair = |name: &str, value: &str| [Reply::Bulk(name.into()), Reply::Bulk(value.into())];
-        let pairs = [pair("requirepass", "s3cret"), pair("masterauth", "s3cret"), pair("save", "3600 1")].concat();
+        let pairs = [pair("requirepass", "s3cret"), pair("save", "3600 1")].concat();
+        let named = ["masterauth", "primaryauth", "tls-key-file-pass"].map(|name| pair(name, "s3cret")).concat();
+        let pairs = [pairs, named].concat();
         assert_eq!(settings(&pairs), "save \"3600 1\"\n");
     }
 }

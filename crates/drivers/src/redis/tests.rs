@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use stillpoint_core::Result;
-use stillpoint_core::driver::{Context, Driver, EdgeQuery, Pin, RestoreMode, Validity};
+use stillpoint_core::driver::{Context, Driver, EdgeQuery, Pin, RestoreMode, RestoreRequest, Validity};
 use stillpoint_core::error::Kind;
 use stillpoint_core::position::Stamp;
 use stillpoint_core::tree::TreePath;
@@ -434,15 +434,19 @@ fn a_cluster_whose_slots_migrate_or_are_not_held_is_refused() {
     for (name, program) in programs("a_cluster_whose_slots_migrate_or_are_not_held_is_refused") {
         let nodes = cluster(&program, &[(0, 8000), (8001, 16383)]);
         let id = nodes[1].hands().say("CLUSTER MYID");
-        nodes[0].hands().say(&format!("CLUSTER SETSLOT 100 MIGRATING {id}"));
-        let driver = nodes[0].open().unwrap();
-        let error = trial::run(driver.prepare(&Context::default())).unwrap_err();
-        assert!(error.message().contains("migrating"), "{name}: {error}");
-        nodes[0].hands().say("CLUSTER SETSLOT 100 STABLE");
-        let pin = trial::pin(&driver, 1);
-        nodes[0].hands().say(&format!("CLUSTER SETSLOT 100 MIGRATING {id}"));
-        let lost = trial::run(driver.still_valid(&Context::default(), &pin)).unwrap();
-        assert!(matches!(lost, Validity::Lost(_)), "{name}: {lost:?}");
+        // Only the node that slots leave tells of it: whichever is asked.
+        for asked in &nodes {
+            nodes[0].hands().say(&format!("CLUSTER SETSLOT 100 MIGRATING {id}"));
+            let driver = asked.open().unwrap();
+            let error = trial::run(driver.prepare(&Context::default())).unwrap_err();
+            assert!(error.message().contains("migrating"), "{name}: {error}");
+            nodes[0].hands().say("CLUSTER SETSLOT 100 STABLE");
+            let pin = trial::pin(&driver, 1);
+            assert_eq!(trial::run(driver.still_valid(&Context::default(), &pin)).unwrap(), Validity::Valid, "{name}");
+            nodes[0].hands().say(&format!("CLUSTER SETSLOT 100 MIGRATING {id}"));
+            let lost = trial::run(driver.still_valid(&Context::default(), &pin)).unwrap();
+            assert!(matches!(lost, Validity::Lost(_)), "{name}: {lost:?}");
+        }
     }
 }
 
@@ -637,6 +641,41 @@ fn times_of_expiry_are_kept_shifted_or_frozen() {
 }
 
 #[test]
+fn a_key_that_expired_does_not_come_back_for_ever() {
+    for (name, program) in programs("a_key_that_expired_does_not_come_back_for_ever") {
+        let source = Server::start(&program, &[]);
+        let mut hands = source.hands();
+        hands.say("MSET lasting 1 eternal 1");
+        hands.say("SET rate:1 5 PX 2500");
+        hands.say("EXPIRE lasting 10000");
+        let driver = source.open().unwrap();
+        trial::run(driver.prepare(&Context::default())).unwrap();
+        await_image(&source, &driver);
+        hands.say("INCR rate:1");
+        hands.say("INCR lasting");
+        hands.say("SET late v PX 1000");
+        hands.say("SET later v PX 20000000");
+        let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
+        let tree = trial::drain(&driver, &pin, None).unwrap().0.tree;
+        std::thread::sleep(Duration::from_secs(3));
+        for by in ["master", "keys"] {
+            let target = Server::start(&program, &[]);
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(by);
+            let into = open(settings, target.folder.path()).unwrap();
+            trial::restore(&into, &tree, RestoreMode::Fresh, None).unwrap();
+            let mut seen = target.hands();
+            assert_eq!(seen.say("EXISTS rate:1 late"), "0", "{name} by {by}");
+            assert_eq!(seen.say("MGET lasting eternal later"), "2 1 v", "{name} by {by}");
+            for key in ["lasting", "eternal", "later"] {
+                let question = format!("PEXPIRETIME {key}");
+                assert_eq!(seen.say(&question), hands.say(&question), "{name} by {by}: {key}");
+            }
+        }
+    }
+}
+
+#[test]
 fn parts_come_back_alone_and_replace_only_themselves() {
     for (name, program) in programs("parts_come_back_alone_and_replace_only_themselves") {
         let source = Server::start(&program, &[]);
@@ -662,12 +701,25 @@ fn parts_come_back_alone_and_replace_only_themselves() {
         assert_eq!(occupied.kind(), Kind::AlreadyExists, "{name}");
         let restored = trial::restore(&into, &tree, RestoreMode::InPlace, Some("databases/0/keys/session:")).unwrap();
         assert_eq!(restored.kept_old.len(), 1, "{name}");
+        let kept = std::fs::metadata(&restored.kept_old[0]).unwrap();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&kept.permissions()) & 0o777, 0o600, "{name}");
         let mut keys = target.hands().run(&[b"KEYS", b"*"]);
         keys.sort();
         assert_eq!(keys, [&b"elsewhere"[..], b"session:2"], "{name}");
         let absent = trial::restore(&into, &tree, RestoreMode::InPlace, Some("keys/nothing:")).unwrap_err();
         assert_eq!(absent.kind(), Kind::NotFound, "{name}");
         assert_eq!(target.hands().say("EXISTS elsewhere session:2"), "2", "{name}");
+        assert_eq!(target.hands().say("INFO commandstats").matches("cmdstat_flushall").count(), 0, "{name}");
+        // The part fails halfway: it comes back, and all else is as others left it meanwhile.
+        trial::run(into.stamp(&Context::default(), &stamp())).unwrap();
+        let mut image = tree.files()["dump.rdb"].clone();
+        let end = image.len() - 3;
+        image[end] ^= 0x40;
+        let damaged = tree.with_file(&[b"dump.rdb"], image);
+        let error = trial::restore(&into, &damaged, RestoreMode::InPlace, Some("keys/session:")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "{name}: {error}");
+        assert_eq!(target.hands().say("EXISTS elsewhere session:2 stillpoint:stamp"), "3", "{name}");
+        assert_eq!(target.hands().say("INFO commandstats").matches("cmdstat_flushall").count(), 0, "{name}");
     }
 }
 
@@ -690,6 +742,29 @@ fn mode_rdb_forks_in_the_cut() {
         let target = Server::start(&program, &[]);
         trial::restore(&target.open().unwrap(), &drain.tree, RestoreMode::Fresh, None).unwrap();
         assert_eq!(proof(&mut target.hands()), expected, "{name}");
+    }
+}
+
+#[test]
+fn mode_rdb_takes_no_image_that_was_begun_before_the_cut() {
+    for (name, program) in programs("mode_rdb_takes_no_image_that_was_begun_before_the_cut") {
+        let slow = ["--rdb-key-save-delay", "2000", "--repl-diskless-sync", "no"];
+        let source = Server::start(&program, &slow);
+        source.hands().say("DEBUG POPULATE 2000 key 10");
+        let mut settings = source.settings();
+        settings["mode"] = json!("rdb");
+        let driver = open(settings, &source.folder.path().join("scratch")).unwrap();
+        trial::run(driver.prepare(&Context::default())).unwrap();
+        let mut other = source.hands();
+        other.say("REPLCONF capa psync2 rdb-only 1");
+        other.write(&[b"PSYNC", b"?", b"-1"]).unwrap();
+        wait_until("another one's image is made", || {
+            source.hands().say("INFO persistence").contains("rdb_bgsave_in_progress:1")
+        });
+        source.hands().say("SET before-the-cut 1");
+        let error = fails(trial::run(driver.cut(&Context::default(), &trial::cut_id(1))));
+        assert_eq!((error.kind(), error.is_temporary()), (Kind::Conflict, true), "{name}: {error}");
+        assert!(error.message().contains("older image"), "{name}: {error}");
     }
 }
 
@@ -805,6 +880,34 @@ fn a_command_that_references_cannot_follow_is_an_error_with_a_way_out() {
     }
 }
 
+#[test]
+fn keys_that_change_their_database_are_an_error_for_parts_and_references() {
+    for (name, program) in programs("keys_that_change_their_database_are_an_error_for_parts_and_references") {
+        for line in ["MOVE a 3", "COPY a b DB 3", "SWAPDB 0 3"] {
+            let source = Server::start(&program, &[]);
+            source.hands().say("MSET a 1 other 1");
+            let query = EdgeQuery::From("GET * IN 3".to_owned());
+            let driver = source.open().unwrap();
+            trial::run(driver.expect_edges(std::slice::from_ref(&query))).unwrap();
+            trial::run(driver.prepare(&Context::default())).unwrap();
+            await_image(&source, &driver);
+            source.hands().say(line);
+            let pin = trial::run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
+            let tree = trial::drain(&driver, &pin, None).unwrap().0.tree;
+            let error = fails(trial::edges(&driver, Some(&pin), &query));
+            assert_eq!(error.kind(), Kind::Unsupported, "{name} {line}: {error}");
+            let target = Server::start(&program, &[]);
+            target.hands().say("SET a old");
+            let into = target.open().unwrap();
+            let error = fails(trial::restore(&into, &tree, RestoreMode::InPlace, Some("databases/0")));
+            assert_eq!(error.kind(), Kind::Unsupported, "{name} {line}: {error}");
+            assert_eq!(target.hands().say("GET a"), "old", "{name} {line}");
+            trial::restore(&into, &tree, RestoreMode::InPlace, None).unwrap();
+            assert_eq!(target.hands().digest(), source.hands().digest(), "{name} {line}");
+        }
+    }
+}
+
 fn fails<T: std::fmt::Debug>(result: Result<T>) -> stillpoint_core::Error {
     result.unwrap_err()
 }
@@ -853,6 +956,16 @@ fn a_server_that_is_away_or_shut_is_named() {
         settings["password"] = json!("needless");
         let needless = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
         assert!(trial::run(needless.prepare(&Context::default())).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn passwords_are_not_in_the_point() {
+    for (name, program) in programs("passwords_are_not_in_the_point") {
+        let source = Server::start(&program, &["--masterauth", "s3cret-1", "--tls-key-file-pass", "s3cret-2"]);
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let settings = String::from_utf8(tree.files()["config.txt"].clone()).unwrap();
+        assert!(settings.contains("maxmemory") && !settings.contains("s3cret"), "{name}: {settings}");
     }
 }
 
@@ -1034,7 +1147,39 @@ fn a_damaged_image_never_reaches_a_server_whole() {
             assert_eq!(target.hands().say("GET old"), "content", "{name} by {by}");
             assert_eq!(target.hands().say("DBSIZE"), "1", "{name} by {by}");
             assert!(target.hands().say("INFO replication").contains("role:master"), "{name} by {by}");
+            trial::run(driver.stamp(&Context::default(), &stamp())).unwrap();
+            fails(trial::restore(&driver, &damaged, RestoreMode::InPlace, None));
+            let read = trial::run(driver.read_stamp(&Context::default())).unwrap();
+            assert_eq!(read, Some(stamp()), "{name} by {by}");
         }
+    }
+}
+
+#[test]
+fn a_target_that_was_not_touched_is_not_undone() {
+    for (name, program) in programs("a_target_that_was_not_touched_is_not_undone") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let target = Server::start(&program, &[]);
+        target.hands().say("SET old content");
+        let mut settings = target.settings();
+        // An address that the target cannot reach, so that it never attaches.
+        settings["advertise"] = json!("127.0.0.77.invalid");
+        let driver = open(settings, target.folder.path()).unwrap();
+        let context = Context::default();
+        let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: "r1".to_owned() };
+        let error = std::thread::scope(|scope| {
+            let running = scope.spawn(|| fails(trial::run(driver.restore(&context, &tree, &request))));
+            std::thread::sleep(Duration::from_secs(1));
+            target.hands().raw(&[b"REPLICAOF", b"NO", b"ONE"]).unwrap();
+            target.hands().say("SET written meanwhile");
+            context.cancel();
+            running.join().unwrap()
+        });
+        assert_eq!(error.kind(), Kind::Cancelled, "{name}: {error}");
+        assert_eq!(target.hands().say("GET written"), "meanwhile", "{name}");
+        assert_eq!(target.hands().say("GET old"), "content", "{name}");
     }
 }
 
@@ -1192,6 +1337,12 @@ fn encrypted_servers_are_backed_up_and_restored() {
         for replication in ["no", "yes"] {
             let port = free_port().to_string();
             let target = start(&port, replication);
+            let settings = json!({
+                "url": format!("rediss://127.0.0.1:{port}"), "ca": at("ca.pem"), "restoreBy": "master"
+            });
+            let in_the_clear = open(settings, keys.path()).unwrap();
+            let error = fails(trial::restore(&in_the_clear, &tree, RestoreMode::Fresh, None));
+            assert_eq!(error.kind(), Kind::Unsupported, "{name} {replication}: {error}");
             let driver = open_at(&port, "ca.pem");
             trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
             assert_eq!(target.hands().digest(), source.hands().digest(), "{name} {replication}");
@@ -1202,6 +1353,30 @@ fn encrypted_servers_are_backed_up_and_restored() {
         let error = fails(trial::run(open_at(&tls_port, "other.pem").prepare(&Context::default())));
         assert_eq!(error.kind(), Kind::Unreachable, "{name}: {error}");
         assert!(error.message().contains("TLS"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn only_a_command_without_keys_touches_nothing() {
+    for (name, program) in programs("only_a_command_without_keys_touches_nothing") {
+        let server = Server::start(&program, &[]);
+        server.hands().say("ACL SETUSER asks on >pw +@all -command|getkeys");
+        let touched = |user: Option<&str>, line: &str| {
+            let mut settings = server.settings();
+            if let Some(user) = user {
+                settings["user"] = json!(user);
+            }
+            let settings: super::Settings = serde_json::from_value(settings).unwrap();
+            let access = super::client::Access::new(&settings, user.map(|_| "pw".to_owned())).unwrap();
+            let mut connection = super::client::Connection::open(&access, &settings.endpoint().unwrap()).unwrap();
+            let table = super::commands::Table::read(&mut connection).unwrap();
+            let arguments = line.split(' ').map(|word| word.as_bytes().to_vec()).collect();
+            table.touched(&super::wire::Command { arguments, wire_bytes: 0 }, &mut connection)
+        };
+        let store = "SORT list STORE sorted";
+        assert_eq!(touched(None, store).unwrap(), super::commands::Touched::Keys(vec![1, 3]), "{name}");
+        assert_eq!(fails(touched(Some("asks"), store)).kind(), Kind::PermissionDenied, "{name}");
+        assert!(touched(None, "ZUNIONSTORE out x a").is_err(), "{name}");
     }
 }
 
@@ -1258,4 +1433,46 @@ fn replies_and_commands_are_read_as_they_are_written() {
     }
     let deep = b"*1\r\n".repeat(100);
     assert!(!super::is_reply(&deep));
+}
+
+#[test]
+fn a_target_that_dies_or_a_restore_that_is_stopped_midway_is_an_error() {
+    for (name, program) in programs("a_target_that_dies_or_a_restore_that_is_stopped_midway_is_an_error") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("DEBUG POPULATE 20000 key 1000");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        // Half a millisecond a key: loading takes ten seconds.
+        let slow = ["--key-load-delay", "500", "--loading-process-events-interval-bytes", "4096"];
+        let restore = |target: &Server, context: &Context| {
+            let request = RestoreRequest { mode: RestoreMode::Fresh, part: None, restore: "r1".to_owned() };
+            trial::run(target.open().unwrap().restore(context, &tree, &request))
+        };
+        let context = Context::default();
+        let target = Server::start(&program, &slow);
+        let begun = Instant::now();
+        let outcome = std::thread::scope(|scope| {
+            let running = scope.spawn(|| restore(&target, &context));
+            std::thread::sleep(Duration::from_millis(1500));
+            context.cancel();
+            running.join().unwrap()
+        });
+        assert_eq!(fails(outcome).kind(), Kind::Cancelled, "{name}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{name}: {:?}", begun.elapsed());
+        assert!(target.hands().say("INFO replication").contains("role:master"), "{name}");
+        assert_eq!(target.hands().say("DBSIZE"), "0", "{name}");
+        assert_eq!(target.hands().say("CONFIG GET masterauth"), "masterauth ", "{name}");
+        assert_eq!(target.hands().say("CONFIG GET repl-diskless-load"), "repl-diskless-load disabled", "{name}");
+
+        let target = Server::start(&program, &slow);
+        let context = Context::default();
+        let outcome = std::thread::scope(|scope| {
+            let running = scope.spawn(|| restore(&target, &context));
+            std::thread::sleep(Duration::from_millis(1500));
+            signal(&target, "-KILL");
+            running.join().unwrap()
+        });
+        let error = fails(outcome);
+        assert_eq!(error.kind(), Kind::Unreachable, "{name}: {error}");
+        assert!(error.message().contains("could not be put back"), "{name}: {error}");
+    }
 }

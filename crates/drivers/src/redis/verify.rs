@@ -14,7 +14,7 @@ use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{NodeKind, Tree};
 
 use super::client::Connection;
-use super::commands::{Table, Touched};
+use super::commands::{self, Table, Touched};
 use super::config::Ttl;
 use super::drain::{IMAGE, REPLAY, ServerPart, StoreFacts, now_millis};
 use super::rdb::{Element, Item, Key, Verified, Walker};
@@ -419,6 +419,9 @@ impl Names {
                 _ => Outcome::Unknown,
             };
             self.keys.insert(name_hash(database, key), outcome);
+            if let Some(other) = commands::other_database(arguments) {
+                self.keys.insert(name_hash(other, key), outcome);
+            }
         }
     }
 }
