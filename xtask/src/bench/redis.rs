@@ -97,7 +97,7 @@ impl Bench {
         self.write_platform()?;
         measure(&mut self.stillpoint(&["init"]))?;
         for turn in 0..2 {
-            if (turn + round) % 2 == 0 {
+            if (turn + round).is_multiple_of(2) {
                 let run = measure(&mut self.stillpoint(&["backup"]))?;
                 self.note("backup", "stillpoint", run);
             } else {
@@ -111,7 +111,7 @@ impl Bench {
         self.note("no change", "stillpoint", run);
         for turn in 0..2 {
             self.empty_target()?;
-            if (turn + round) % 2 == 0 {
+            if (turn + round).is_multiple_of(2) {
                 let restore = ["restore", "latest", "--into", "copy", "--yes", "--no-compare"];
                 let run = measure(&mut self.stillpoint(&restore))?;
                 self.note("restore", "stillpoint", run);

@@ -3,7 +3,7 @@
 //! Apart from the phases, because the SQL here is long and the same for `probe`, `prepare` and `drain`.
 //! Reads only; decides nothing but which relations are the users' own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stillpoint_core::error::Result;
 
@@ -99,6 +99,15 @@ fn relation(row: &Row) -> Result<Relation> {
         filter: row.optional(12)?.map(str::to_owned),
         partition: row.truth(13),
     })
+}
+
+/// The tables that a session holds a lock on.
+pub(super) fn locked(session: &mut Session) -> Result<BTreeSet<u32>> {
+    let rows = session.query(
+        "SELECT relation FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted \
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    )?;
+    rows.iter().map(|row| row.number(0)).collect()
 }
 
 /// The columns of every users' table that a COPY carries: all but generated ones.

@@ -82,14 +82,12 @@ impl Postgres {
                     .hint("stores.<name>.databases lists what to back up"));
             }
         }
-        let named = |name: &str| self.settings.databases.iter().any(|listed| listed == name);
-        let mut chosen: Vec<Listed> = all
-            .into_iter()
-            .filter(|database| self.settings.has_database(&database.name) && (database.open || named(&database.name)))
-            .collect();
+        let mut chosen: Vec<Listed> =
+            all.into_iter().filter(|database| self.settings.has_database(&database.name)).collect();
+        // None is left out in silence: an interrupted restore may have closed the one that matters.
         if let Some(closed) = chosen.iter().find(|database| !database.open) {
             return Err(Error::new(Kind::PermissionDenied, format!("database `{}` takes no connections", closed.name))
-                .hint("ALTER DATABASE … ALLOW_CONNECTIONS true, or leave it out by `excludeDatabases`"));
+                .hint("ALTER DATABASE … ALLOW_CONNECTIONS true, or leave it out by `excludeDatabases`; one whose removal was interrupted can only be dropped"));
         }
         if chosen.is_empty() {
             return Err(Error::new(Kind::NotFound, "no database of the server matches `databases`"));

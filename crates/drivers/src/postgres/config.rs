@@ -39,6 +39,10 @@ pub struct Settings {
     /// Certificates, in PEM, of who vouches for the server. Default: those that the system trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
+    /// Whether a standby may be backed up in place of its primary. What the primary has acknowledged and
+    /// the standby has not applied yet is missing from the point, which says how far it was behind.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_standby: bool,
     /// Which databases, by name or with `*` and `?`. Default: all but templates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
@@ -227,14 +231,15 @@ impl Settings {
         chosen(name, &self.databases, &self.exclude_databases)
     }
 
-    /// Whether a schema is part of the store. The stamp's is not.
+    /// Whether a schema is part of the store.
     pub(super) fn has_schema(&self, name: &str) -> bool {
-        name != super::STAMP_SCHEMA && chosen(name, &self.schemas, &self.exclude_schemas)
+        chosen(name, &self.schemas, &self.exclude_schemas)
     }
 
-    /// Whether a table is part of the store, with or without rows.
+    /// Whether a table is part of the store, with or without rows. Our own two are not.
     pub(super) fn has_table(&self, schema: &str, name: &str) -> bool {
-        self.has_schema(schema) && chosen(&format!("{schema}.{name}"), &self.tables, &self.exclude_tables)
+        let is_ours = schema == super::STAMP_SCHEMA && super::STAMP_TABLES.contains(&name);
+        !is_ours && self.has_schema(schema) && chosen(&format!("{schema}.{name}"), &self.tables, &self.exclude_tables)
     }
 
     /// Whether the rows of a table that is part of the store are, too.
@@ -296,7 +301,8 @@ mod tests {
     fn databases_schemas_and_tables_are_chosen_by_pattern() {
         let all = settings(serde_json::json!({}));
         assert!(all.has_database("x") && all.has_table("public", "t") && all.has_rows("public", "t"));
-        assert!(!all.has_schema("stillpoint"));
+        assert!(!all.has_table("stillpoint", "stamp") && !all.has_table("stillpoint", "opening"));
+        assert!(all.has_table("stillpoint", "theirs"), "a schema of that name may be the user's, too");
         let some = settings(serde_json::json!({
             "databases": ["app", "tenant_*"], "excludeDatabases": ["tenant_test*"],
             "excludeTables": ["*.tmp_*"], "excludeRows": ["log.*"],

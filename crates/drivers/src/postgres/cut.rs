@@ -7,7 +7,6 @@
 //!
 //! Nothing here reads rows.
 
-use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,7 +19,7 @@ use stillpoint_core::tree::FileTime;
 
 use super::Postgres;
 use super::catalog::{self, Relation};
-use super::client::{Facts, facts};
+use super::client::{Facts, facts, list_databases};
 use super::pool::{BEGIN, Pool};
 use super::session::Session;
 use super::tools::Tools;
@@ -40,6 +39,8 @@ const NAME: &str = "stillpoint";
 pub(super) struct State {
     observer: Option<(Session, Facts)>,
     pub(super) held: Vec<Held>,
+    /// Whether the transactions have looked: the next cut must begin new ones, also after one that failed.
+    looked: bool,
     pub(super) view: Option<Arc<View>>,
 }
 
@@ -52,8 +53,6 @@ pub(super) struct Held {
     /// Process and start of the control session, for a release after a crash.
     remains: String,
     lock: String,
-    /// Oids of the tables that are locked.
-    pub(super) locked: BTreeSet<u32>,
     pub(super) pool: Arc<Pool>,
     bytes_estimate: u64,
 }
@@ -63,6 +62,8 @@ pub(super) struct Held {
 pub(super) struct View {
     pub(super) pin: Pin,
     pub(super) facts: Facts,
+    /// How far a standby was behind its primary, for people.
+    pub(super) lag: Option<String>,
     pub(super) databases: Vec<DatabaseView>,
     /// When it was taken, by the clock of this machine.
     pub(super) time: FileTime,
@@ -101,6 +102,13 @@ impl Postgres {
 pub(super) fn prepare(driver: &Postgres, context: &Context) -> Result<Hold> {
     release_sessions(driver);
     let (mut observer, facts) = driver.look(context)?;
+    if facts.standby && !driver.settings.allow_standby {
+        return Err(Error::new(
+            Kind::Unsupported,
+            "the server is a standby: what its primary acknowledged may be missing",
+        )
+        .hint("name the primary as `host`, or set `allowStandby: true` and read in each point how far it was behind"));
+    }
     let databases = driver.databases(&mut observer)?;
     let scratch = super::dump::folder(&driver.scratch)?;
     Tools::find(&driver.settings, &driver.endpoint, scratch.path(), facts.major())?;
@@ -108,7 +116,7 @@ pub(super) fn prepare(driver: &Postgres, context: &Context) -> Result<Hold> {
     let held = at_once(&databases, |database| hold(driver, &facts, &database.name, warm, context))?;
     let bytes: u64 = held.iter().map(|held| held.bytes_estimate).sum();
     let mut state = driver.state();
-    *state = State { observer: Some((observer, facts)), held, view: None };
+    *state = State { observer: Some((observer, facts)), held, looked: false, view: None };
     Ok(Hold { safe_for: SAFE_FOR, bytes_estimate: Some(bytes) })
 }
 
@@ -149,7 +157,6 @@ fn hold(driver: &Postgres, facts: &Facts, database: &str, warm: usize, context: 
         remains,
         lock,
         bytes_estimate: relations.iter().map(|relation| relation.blocks * facts.block_bytes).sum(),
-        locked: relations.iter().filter(|relation| relation.lockable()).map(|relation| relation.oid).collect(),
         pool,
     })
 }
@@ -251,14 +258,15 @@ pub(super) fn name_holders(session: &mut Session, error: Error) -> Error {
         .source(error)
 }
 
-/// The position now, without touching the view.
+/// The position now, without touching the view. A standby has none to show: it stands still while the
+/// primary acknowledges writes.
 pub(super) fn observe(driver: &Postgres) -> Result<Option<Position>> {
     let mut state = driver.state();
     if state.observer.is_none() {
         let context = Context::default();
         state.observer = Some(driver.look(&context)?);
     }
-    let Some((session, facts)) = &mut state.observer else { return Ok(None) };
+    let Some((session, facts)) = state.observer.as_mut().filter(|(_, facts)| !facts.standby) else { return Ok(None) };
     let sql = format!("SELECT pg_current_snapshot()::text, {}", log_position(facts));
     let row = session.query_one(&sql)?;
     Ok(Some(position(facts, row.text(0)?, row.text(1)?)))
@@ -287,16 +295,18 @@ pub(super) fn cut(driver: &Postgres, context: &Context, cut: &CutId) -> Result<P
     if let Some(view) = state.view.as_ref().filter(|view| view.pin.cut == *cut) {
         return Ok(view.pin.clone());
     }
-    let State { observer: Some((_, facts)), held, view } = &mut *state else {
+    let State { observer: Some((session, facts)), held, looked, view } = &mut *state else {
         return Err(Error::internal("the cut came before `prepare`"));
     };
     if held.is_empty() {
         return Err(Error::internal("the cut came before `prepare`"));
     }
-    let again = view.take().is_some();
+    *view = None;
+    let again = std::mem::replace(looked, true);
     let facts = facts.clone();
-    let taken = take_all(driver, held, &facts, again)?;
-    let databases: Vec<DatabaseView> = taken;
+    let databases: Vec<DatabaseView> = take_all(driver, held, &facts, again)?;
+    refuse_new_databases(driver, held)?;
+    let lag = if facts.standby { Some(lag(session)?) } else { None };
     let first = &databases[0];
     let mut position = position(&facts, &first.snapshot, &first.log);
     if databases.iter().any(|other| other.snapshot != first.snapshot) {
@@ -310,8 +320,36 @@ pub(super) fn cut(driver: &Postgres, context: &Context, cut: &CutId) -> Result<P
     let pin = Pin { cut: cut.clone(), position, remains };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time = FileTime { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
-    *view = Some(Arc::new(View { pin: pin.clone(), facts, databases, time, since: Instant::now() }));
+    *view = Some(Arc::new(View { pin: pin.clone(), facts, lag, databases, time, since: Instant::now() }));
     Ok(pin)
+}
+
+/// How far a standby is behind, as far as it knows: what it has not received it cannot tell of.
+fn lag(session: &mut Session) -> Result<String> {
+    let row = session.query_one(
+        "SELECT coalesce(pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text, 'an unknown number of'), \
+         coalesce(round(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()))::text \
+         || ' seconds before', 'at a time unknown to'), pg_is_wal_replay_paused()",
+    )?;
+    let paused = if row.truth(2) { "; its replay was paused" } else { "" };
+    Ok(format!(
+        "taken from a standby: {} bytes of log were received and not applied, the last transaction it shows was \
+         committed {} the cut{paused}; later writes of the primary are not in the point",
+        row.text(0)?,
+        row.text(1)?
+    ))
+}
+
+/// A database that was made since `prepare` is held by nobody: what was written into it would be missing.
+fn refuse_new_databases(driver: &Postgres, held: &mut [Held]) -> Result<()> {
+    let shown = list_databases(&mut held[0].control)?;
+    let is_held = |name: &str| held.iter().any(|held| held.database == name);
+    match shown.iter().find(|one| driver.settings.has_database(&one.name) && !is_held(&one.name)) {
+        None => Ok(()),
+        Some(new) => Err(Error::new(Kind::Conflict, format!("database `{}` was made during the cut", new.name))
+            .temporary()
+            .hint("the next try takes it in; or leave it out by `excludeDatabases`")),
+    }
 }
 
 fn take_all(driver: &Postgres, held: &mut [Held], facts: &Facts, again: bool) -> Result<Vec<DatabaseView>> {
@@ -335,9 +373,8 @@ fn take(driver: &Postgres, held: &mut Held, facts: &Facts, again: bool) -> Resul
         match held.control.query_one(&format!("ROLLBACK; {BEGIN}; {lock}{look}")) {
             // A table was dropped since.
             Err(error) if error.kind() == Kind::NotFound => {
-                let (relations, lock) = lock_tables(driver, &mut held.control, &held.database)?;
+                let (_, lock) = lock_tables(driver, &mut held.control, &held.database)?;
                 held.lock = lock;
-                held.locked = relations.iter().filter(|one| one.lockable()).map(|one| one.oid).collect();
                 held.control.query_one(&look)?
             }
             other => other?,
@@ -408,7 +445,7 @@ fn parse_remains(remains: &[String]) -> Result<Option<String>> {
 }
 
 fn release_sessions(driver: &Postgres) {
-    let State { observer, held, view: _ } = std::mem::take(&mut *driver.state());
+    let State { observer, held, .. } = std::mem::take(&mut *driver.state());
     for held in held {
         held.pool.close();
         held.control.close();

@@ -22,6 +22,7 @@ use super::cut::{self, DatabaseView, View};
 use super::dump::{self, Definitions, Dump, LeftOut};
 use super::extents::{self, Base, Unchanged};
 use super::layout::{self, LargeObject, Table, TableKind, Total};
+use super::restore::database::stamp_schema_has_more;
 use super::session::Session;
 use super::tools::Tools;
 use super::wire::{identifier, literal};
@@ -213,36 +214,43 @@ impl Drain<'_> {
         // The session that holds the tables waits for none.
         held.control.set_context(self.context);
         let relations = catalog::relations(&mut held.control, &self.driver.settings)?;
+        // Tables are locked by name, and names may have been exchanged meanwhile: the server says which they are.
+        let locked = catalog::locked(&mut held.control)?;
         let new: Vec<Relation> = relations
             .iter()
-            .filter(|relation| relation.lockable() && !held.locked.contains(&relation.oid))
+            .filter(|relation| relation.lockable() && !locked.contains(&relation.oid))
             .cloned()
             .collect();
-        if new.is_empty() {
-            return Ok(relations);
-        }
-        match held.control.execute(&format!("{} NOWAIT", cut::lock_statement(&new))) {
-            Ok(()) => {}
-            Err(error) if error.kind() == Kind::NotFound => {
-                return Err(changed(&new[0].label(), &database.name).source(error));
+        if !new.is_empty() {
+            match held.control.execute(&format!("{} NOWAIT", cut::lock_statement(&new))) {
+                Ok(()) => {}
+                Err(error) if error.kind() == Kind::NotFound => {
+                    return Err(changed(&new[0].label(), &database.name).source(error));
+                }
+                Err(error) if error.kind() == Kind::Locked => {
+                    let mut session = self.driver.connect(&database.name, self.context)?;
+                    return Err(cut::name_holders(&mut session, error));
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) if error.kind() == Kind::Locked => {
-                let mut session = self.driver.connect(&database.name, self.context)?;
-                return Err(cut::name_holders(&mut session, error));
+            let locked = catalog::locked(&mut held.control)?;
+            if let Some(other) = new.iter().find(|relation| !locked.contains(&relation.oid)) {
+                return Err(changed(&other.label(), &database.name));
             }
-            Err(error) => return Err(error),
         }
-        let oids: Vec<String> = new.iter().map(|relation| relation.oid.to_string()).collect();
-        // The catalog's row is that of the view; the function answers with what is now.
-        let moved = held.control.query(&format!(
-            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.oid IN ({}) AND c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)",
-            oids.join(", ")
-        ))?;
-        if let Some(row) = moved.first() {
-            return Err(changed(&format!("{}.{}", row.text(0)?, row.text(1)?), &database.name));
+        // The catalog's rows are those of the view; the functions answer with what is now.
+        let moved = held.control.query(
+            "SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND has_schema_privilege(n.oid, 'USAGE') \
+             AND (to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass \
+             OR (c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)))",
+        )?;
+        for row in &moved {
+            let oid: u32 = row.number(0)?;
+            if relations.iter().any(|relation| relation.oid == oid && relation.lockable()) {
+                return Err(changed(&format!("{}.{}", row.text(1)?, row.text(2)?), &database.name));
+            }
         }
-        held.locked.extend(new.iter().map(|relation| relation.oid));
         Ok(relations)
     }
 
@@ -337,7 +345,8 @@ impl Drain<'_> {
 
     /// Whether every commit that the view shows is on the server's disk, so that no crash can take it back
     /// and give its transaction number to another. Those that do not wait for the disk (a setting of the
-    /// application's) get there within three rounds of the server's writer (manual, "Asynchronous Commit").
+    /// application's) get there within three rounds of the server's writer (manual, "Asynchronous Commit"),
+    /// unless it is held up: the server's own word counts, not the time.
     fn is_settled(&self, database: &DatabaseView) -> Result<bool> {
         if self.view.facts.standby {
             return Ok(false);
@@ -346,17 +355,20 @@ impl Drain<'_> {
             "SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn, setting FROM pg_settings WHERE name = 'wal_writer_delay'",
             literal(&database.log)
         );
-        let row = database.pool.take(self.context)?.session()?.query_one(&sql)?;
-        let rounds = Duration::from_millis(row.number::<u64>(1)? * 3) + SETTLE_MARGIN;
-        if row.truth(0) {
-            return Ok(true);
-        }
-        // Other records than commits may stay in memory for long; they do not matter.
-        while self.view.since.elapsed() < rounds && rounds < SETTLE_TIME_MAX {
+        loop {
+            let elapsed = self.view.since.elapsed();
+            let row = database.pool.take(self.context)?.session()?.query_one(&sql)?;
+            let rounds = Duration::from_millis(row.number::<u64>(1)? * 3) + SETTLE_MARGIN;
+            if row.truth(0) {
+                return Ok(true);
+            }
+            // Other records than commits may stay in memory for long: the next point then reads all anew.
+            if elapsed >= rounds.min(SETTLE_TIME_MAX) {
+                return Ok(false);
+            }
             self.context.check()?;
             std::thread::sleep(SETTLE_PAUSE);
         }
-        Ok(rounds < SETTLE_TIME_MAX)
     }
 
     /// What describes the database, in the order of names.
@@ -426,6 +438,7 @@ impl Drain<'_> {
             settings,
             tool: dump::version(&self.tools, self.context)?,
         };
+        self.drained.notes.extend(self.view.lag.clone());
         let first = &self.view.databases[0].snapshot;
         if self.view.databases.iter().any(|database| database.snapshot != *first) {
             let note = "writers were busy during the cut: its databases were viewed some milliseconds apart";
@@ -476,7 +489,7 @@ impl Drain<'_> {
 fn changed(label: &str, database: &str) -> Error {
     Error::new(
         Kind::PinLost,
-        format!("table `{label}` of database `{database}` was made and then changed during the cut"),
+        format!("table `{label}` of database `{database}` was made, renamed or emptied during the cut"),
     )
     .temporary()
     .hint("a migration is running: take the point when it is over")
@@ -531,10 +544,11 @@ fn left_out(session: &mut Session, settings: &super::Settings) -> Result<LeftOut
     )?;
     for row in &rows {
         let schema = row.text(0)?;
-        if schema != super::STAMP_SCHEMA && !settings.has_schema(schema) {
+        if !settings.has_schema(schema) || (schema == super::STAMP_SCHEMA && !stamp_schema_has_more(session)?) {
             left_out.schemas.push(schema.to_owned());
         }
     }
+    left_out.tables.extend(super::STAMP_TABLES.map(|table| (super::STAMP_SCHEMA.to_owned(), table.to_owned())));
     if settings.tables.is_empty() && settings.exclude_tables.is_empty() {
         return Ok(left_out);
     }

@@ -75,7 +75,6 @@ impl Dump<'_> {
         command.args(["--no-password", "--no-sync", "--snapshot", self.snapshot]);
         command.arg(format!("--lock-wait-timeout={}s", self.settings.lock_timeout_seconds));
         // Patterns in quotes stand for themselves.
-        command.arg(format!("--exclude-schema={}", identifier(super::STAMP_SCHEMA)));
         for schema in &self.left_out.schemas {
             command.arg(format!("--exclude-schema={}", identifier(schema)));
         }

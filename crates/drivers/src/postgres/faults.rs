@@ -308,10 +308,19 @@ fn a_standby_is_drained_and_its_conflicts_are_told() {
             "host": "127.0.0.1", "port": standby.port(), "user": "postgres", "tools": bin,
             "password": servers::POSTGRES_PASSWORD,
         });
+        let driver = trial::open(&REGISTRATION, settings.clone(), scratch.path()).unwrap();
+        let probe = run(driver.probe(&Context::default())).unwrap();
+        assert!(probe.warnings.iter().any(|warning| warning.contains("allowStandby")), "{:?}", probe.warnings);
+        assert_eq!(run(driver.prepare(&Context::default())).unwrap_err().kind(), Kind::Unsupported);
+        let mut settings = settings;
+        settings["allowStandby"] = json!(true);
         let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
+        assert_eq!(run(driver.observe(&Context::default())).unwrap(), None);
         let probe = run(driver.probe(&Context::default())).unwrap();
         assert!(probe.warnings.iter().any(|warning| warning.contains("standby")), "{:?}", probe.warnings);
+        assert!(!probe.capability.observes_writes);
         let (_, drained) = trial::back_up(&driver, None);
+        assert!(drained.notes.iter().any(|note| note.contains("received and not applied")), "{:?}", drained.notes);
         assert_eq!(drained.items, 1000);
         assert!(drained.losses.iter().any(|loss| loss.what.contains("public.u")), "{:?}", drained.losses);
         let pin = trial::pin(&driver, 2);

@@ -54,8 +54,10 @@ use crate::phases::{Phased, Phases};
 use crate::{OpenRequest, Registration};
 use session::{Address, Endpoint};
 
-/// The schema that holds the environment stamp; part of no point.
+/// The schema that holds the environment stamp. What else is in it is the user's.
 const STAMP_SCHEMA: &str = "stillpoint";
+/// Our tables in it: the stamp, and what is left to do when it is planted. They are part of no point.
+const STAMP_TABLES: [&str; 2] = ["stamp", "opening"];
 
 /// The registry's line for this driver.
 pub static REGISTRATION: Registration = Registration {

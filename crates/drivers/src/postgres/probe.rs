@@ -54,7 +54,7 @@ pub(super) fn probe(driver: &Postgres) -> Result<Probe> {
         identity: driver.identity()?,
         capability: Capability {
             pin: PinKind::Snapshot,
-            observes_writes: true,
+            observes_writes: !facts.standby,
             incremental: true,
             edges: true,
             swaps_in_place: true,
@@ -70,7 +70,9 @@ fn server_warnings(driver: &Postgres, session: &mut Session, facts: &Facts, warn
     if facts.major() < TESTED_SINCE {
         warnings.push(format!("PostgreSQL {} is older than any version this is tested with", facts.version));
     }
-    if facts.standby {
+    if facts.standby && !driver.settings.allow_standby {
+        warnings.push("the server is a standby: no backup is taken of it without `allowStandby: true`".to_owned());
+    } else if facts.standby {
         warnings.push(
             "the server is a standby: it may cancel the view while its log is applied \
              (max_standby_streaming_delay, hot_standby_feedback), and holds no rows of unlogged tables"

@@ -11,7 +11,7 @@ use stillpoint_core::position::Stamp;
 
 use super::restore::database::content;
 use super::session::Session;
-use super::wire::{literal, qualified};
+use super::wire::{identifier, literal, qualified};
 use super::{Postgres, STAMP_SCHEMA};
 
 /// The stamp's table.
@@ -60,6 +60,11 @@ fn open(session: &mut Session) -> Result<()> {
     if statements.is_empty() {
         return Ok(());
     }
+    if let Some(unknown) = statements.iter().find(|statement| !is_opening(statement, session.database())) {
+        return Err(Error::new(Kind::Conflict, format!("`{STAMP_SCHEMA}.{OPENING}` holds what no restore has left"))
+            .context("statement", unknown)
+            .hint("look who wrote it; DELETE FROM stillpoint.opening, then let the users in by hand"));
+    }
     // One transaction: it is open and nothing is left to do, or it is closed. The table stays: removing it
     // would wake event triggers.
     session.execute(&format!("{BEGIN}; {}; DELETE FROM {table}; COMMIT", statements.join("; ")))
@@ -80,7 +85,7 @@ pub(super) fn plan_opening(session: &mut Session, statements: &[String]) -> Resu
     let rows: Vec<String> =
         statements.iter().enumerate().map(|(at, statement)| format!("({at}, {})", literal(statement))).collect();
     session.execute(&format!(
-        "CREATE SCHEMA {STAMP_SCHEMA}; {}; {}; INSERT INTO {} VALUES {}",
+        "CREATE SCHEMA IF NOT EXISTS {STAMP_SCHEMA}; {}; {}; INSERT INTO {} VALUES {}",
         table_of(STAMP),
         table_of(OPENING),
         qualified(STAMP_SCHEMA, OPENING),
@@ -96,7 +101,9 @@ pub(super) fn read_stamp(driver: &Postgres) -> Result<Option<Stamp>> {
         if !has_table(&mut session, STAMP)? {
             continue;
         }
+        session.execute("BEGIN READ ONLY")?;
         let rows = session.query(&format!("SELECT stamp FROM {}", qualified(STAMP_SCHEMA, STAMP)))?;
+        session.execute("COMMIT")?;
         if let Some(row) = rows.first() {
             return serde_json::from_str(row.text(0)?).map(Some).map_err(|error| {
                 Error::new(Kind::Corrupt, format!("the stamp in `{name}` is not readable")).source(error)
@@ -154,10 +161,88 @@ pub(super) fn admin(driver: &Postgres, context: &Context, avoided: &[&str]) -> R
         .hint("name one that is not restored itself: stores.<name>.database"))
 }
 
+/// Whether one of our tables is there. Refuses what merely has its name: whoever may make a schema could
+/// have made a table there that runs his code as this role, or says what he likes.
 fn has_table(session: &mut Session, name: &str) -> Result<bool> {
-    let row = session.query_one(&format!(
-        "SELECT pg_catalog.to_regclass({}) IS NOT NULL",
-        literal(&qualified(STAMP_SCHEMA, name))
+    let rows = session.query(&format!(
+        "SELECT c.relkind = 'r' AND NOT (c.relhasrules OR c.relhastriggers OR c.relhasindex OR c.relrowsecurity \
+           OR c.relhassubclass OR c.relispartition OR c.relchecks > 0) AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a \
+           WHERE a.attrelid = c.oid AND a.attnum > 0 AND (a.atthasdef OR a.attidentity <> '' OR a.atttypid NOT IN \
+           (0, 'pg_catalog.text'::pg_catalog.regtype, 'pg_catalog.int4'::pg_catalog.regtype))) \
+         AND (r.rolsuper OR r.rolname = current_user OR r.oid = (SELECT datdba FROM pg_catalog.pg_database \
+           WHERE datname = pg_catalog.current_database())) \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         JOIN pg_catalog.pg_roles r ON r.oid = c.relowner WHERE n.nspname = {} AND c.relname = {}",
+        literal(STAMP_SCHEMA),
+        literal(name)
     ))?;
-    Ok(row.truth(0))
+    match rows.first() {
+        None => Ok(false),
+        Some(row) if row.truth(0) => Ok(true),
+        Some(_) => Err(Error::new(
+            Kind::Conflict,
+            format!("`{STAMP_SCHEMA}.{name}` of database `{}` is not the table of the stamp", session.database()),
+        )
+        .hint(
+            "it must be a plain table of this role, of the database's owner or of a superuser: rename what is there",
+        )),
+    }
+}
+
+/// Whether a statement does no more than let users into the database: privileges on it, and its limits. The
+/// table it was read from lies where others may write.
+fn is_opening(statement: &str, database: &str) -> bool {
+    let of_database = format!("DATABASE {} ", identifier(database));
+    let Some((before, after)) = statement.split_once(&of_database) else { return false };
+    if !before.chars().all(|c| c.is_ascii_uppercase() || matches!(c, ' ' | ',')) {
+        return false;
+    }
+    if before == "ALTER " {
+        let limit = after.strip_prefix("CONNECTION LIMIT ").is_some_and(|n| n.bytes().all(|c| c.is_ascii_digit()));
+        return limit || matches!(after, "IS_TEMPLATE true" | "ALLOW_CONNECTIONS false");
+    }
+    let role = match before.split(' ').next() {
+        Some("GRANT") => after.strip_prefix("TO ").map(|role| role.strip_suffix(" WITH GRANT OPTION").unwrap_or(role)),
+        Some("REVOKE") => after.strip_prefix("FROM "),
+        _ => None,
+    };
+    before.ends_with(" ON ") && role.is_some_and(is_role)
+}
+
+/// Whether a text is one name, as it is or in quotes.
+fn is_role(text: &str) -> bool {
+    match text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(within) => !within.replace("\"\"", "").contains('"'),
+        None => !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '$')),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_statements_that_let_users_in_are_carried_out() {
+        for known in [
+            "REVOKE ALL ON DATABASE \"a b\" FROM PUBLIC",
+            "GRANT CONNECT, TEMPORARY ON DATABASE \"a b\" TO PUBLIC",
+            "GRANT CREATE ON DATABASE \"a b\" TO \"x\"\"y\" WITH GRANT OPTION",
+            "ALTER DATABASE \"a b\" CONNECTION LIMIT 7",
+            "ALTER DATABASE \"a b\" ALLOW_CONNECTIONS false",
+        ] {
+            assert!(is_opening(known, "a b"), "{known}");
+            assert!(!is_opening(known, "other"), "{known}");
+        }
+        for other in [
+            "GRANT pg_read_all_data TO evil",
+            "ALTER ROLE evil SUPERUSER",
+            "GRANT CREATE ON DATABASE \"a b\" TO x; ALTER ROLE x SUPERUSER",
+            "GRANT CREATE ON DATABASE \"a b\" TO \"x\"; ALTER ROLE \"x\"",
+            "SELECT f(); GRANT CREATE ON DATABASE \"a b\" TO x",
+            "ALTER DATABASE \"a b\" OWNER TO x",
+            "ALTER DATABASE \"a b\" CONNECTION LIMIT 7; SELECT f()",
+        ] {
+            assert!(!is_opening(other, "a b"), "{other}");
+        }
+    }
 }

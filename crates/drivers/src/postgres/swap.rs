@@ -27,54 +27,111 @@ pub(super) struct Swap {
     pub(super) old_to: Option<String>,
 }
 
-/// Gives every database its name, or changes nothing.
-pub(super) fn swap_all(admin: &mut Session, swaps: &[Swap]) -> Result<()> {
-    let olds: Vec<&str> = swaps.iter().filter(|swap| swap.old_to.is_some()).map(|swap| swap.name.as_str()).collect();
-    let mut closed: Vec<(&str, bool)> = Vec::new();
-    let done = olds
+/// What became of a swap.
+pub(super) enum Swapped {
+    /// Every database has its name. Old ones that could not be opened again are named.
+    Done(Vec<String>),
+    /// No name has changed.
+    Undone(Error),
+    /// Nobody could find out. What was made must stay: it may be in use.
+    Unclear(Error),
+}
+
+/// Gives every database its name, or changes nothing. `reconnect` makes another session like `admin`,
+/// which takes its place should it be lost.
+pub(super) fn swap_all(admin: &mut Session, reconnect: &dyn Fn() -> Result<Session>, swaps: &[Swap]) -> Swapped {
+    let built = match swaps.iter().map(|swap| oid(admin, &swap.built)).collect::<Result<Vec<_>>>() {
+        Ok(built) => built,
+        Err(error) => return Swapped::Undone(error),
+    };
+    let mut closed: Vec<&Swap> = Vec::new();
+    let done = swaps
         .iter()
-        .try_for_each(|name| {
-            let was_open = close(admin, name)?;
-            closed.push((name, was_open));
-            Ok(())
-        })
+        .filter(|swap| swap.old_to.is_some())
+        .try_for_each(|swap| close(admin, swap, &mut closed))
         .and_then(|()| rename_all(admin, swaps));
-    // Under the new names after a success: what is kept must stay usable.
+    let sound = revive(admin, reconnect);
+    let failed = match (done, sound) {
+        (Ok(()), _) => None,
+        // The answer to COMMIT may have been lost, so that only the names can tell.
+        (Err(error), Ok(())) => match has_names(admin, swaps, &built) {
+            Ok(true) => None,
+            Ok(false) => Some(error),
+            Err(cause) => return unclear(error, &cause),
+        },
+        (Err(error), Err(cause)) => return unclear(error, &cause),
+    };
     let mut stuck = Vec::new();
-    for (name, was_open) in closed.iter().filter(|(_, was_open)| *was_open) {
-        let now = match &done {
-            Ok(()) => {
-                swaps.iter().find(|swap| swap.name == **name).and_then(|swap| swap.old_to.as_deref()).unwrap_or(name)
-            }
-            Err(_) => name,
-        };
-        if let Err(error) = admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS {was_open}", identifier(now))) {
+    for swap in closed {
+        // Under the new names after a success: what is kept must stay usable.
+        let now = swap.old_to.as_ref().filter(|_| failed.is_none()).unwrap_or(&swap.name);
+        if let Err(error) = admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(now))) {
             stuck.push(format!("{now}: {error}"));
         }
     }
-    match (done, stuck.is_empty()) {
-        (done, true) => done,
-        (Err(error), false) => Err(error
-            .context("databases that stay closed", stuck.join("; "))
-            .hint("ALTER DATABASE … ALLOW_CONNECTIONS true opens them again")),
-        (Ok(()), false) => {
-            Err(Error::new(Kind::Io, "the databases are restored, but the old ones could not be opened again")
-                .context("closed", stuck.join("; ")))
-        }
+    match failed {
+        None => Swapped::Done(stuck),
+        Some(error) if stuck.is_empty() => Swapped::Undone(error),
+        Some(error) => Swapped::Undone(
+            error
+                .context("databases that stay closed", stuck.join("; "))
+                .hint("ALTER DATABASE … ALLOW_CONNECTIONS true opens them again, and so does the same restore"),
+        ),
     }
 }
 
-/// Lets nobody in any more and ends the sessions there are. Returns whether it was open.
-fn close(admin: &mut Session, name: &str) -> Result<bool> {
+fn unclear(error: Error, cause: &Error) -> Swapped {
+    Swapped::Unclear(error.context("and whether the databases have their names cannot be told", cause).hint(
+        "look which databases there are; ALTER DATABASE … ALLOW_CONNECTIONS true opens an old one that is closed",
+    ))
+}
+
+/// Puts another session in place of one that was lost, once the server has ended what that one did.
+fn revive(admin: &mut Session, reconnect: &dyn Fn() -> Result<Session>) -> Result<()> {
+    if admin.execute("SELECT 1").is_ok() {
+        return Ok(());
+    }
+    let lost = admin.process();
+    *admin = reconnect()?;
+    let begun = Instant::now();
+    let there = format!(
+        "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
+         WHERE pid = {lost} AND usename = current_user AND application_name = 'stillpoint'"
+    );
+    while !admin.query(&there)?.is_empty() {
+        if begun.elapsed() > GONE_WITHIN {
+            return Err(Error::new(Kind::Locked, "a lost session of ours does not end"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn oid(admin: &mut Session, name: &str) -> Result<u32> {
+    admin.query_one(&format!("SELECT oid FROM pg_catalog.pg_database WHERE datname = {}", literal(name)))?.number(0)
+}
+
+/// Whether what was built has the names it is for.
+fn has_names(admin: &mut Session, swaps: &[Swap], built: &[u32]) -> Result<bool> {
+    for (swap, built) in swaps.iter().zip(built) {
+        let sql = format!("SELECT datname = {} FROM pg_catalog.pg_database WHERE oid = {built}", literal(&swap.name));
+        if !admin.query_one(&sql)?.truth(0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Lets nobody in any more and ends the sessions there are. Notes in `closed` what was open.
+fn close<'a>(admin: &mut Session, swap: &'a Swap, closed: &mut Vec<&'a Swap>) -> Result<()> {
+    let name = &swap.name;
     let row = admin
         .query_one(&format!("SELECT datallowconn FROM pg_catalog.pg_database WHERE datname = {}", literal(name)))?;
-    let was_open = row.truth(0);
-    admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", identifier(name)))?;
-    let ended = end_all(admin, name);
-    if ended.is_err() && was_open {
-        admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(name)))?;
+    if row.truth(0) {
+        closed.push(swap);
     }
-    ended.map(|()| was_open)
+    admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", identifier(name)))?;
+    end_all(admin, name)
 }
 
 fn end_all(admin: &mut Session, name: &str) -> Result<()> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stillpoint_core::driver::{Context, Driver, EdgeQuery, Validity};
+use stillpoint_core::driver::{Context, Driver, EdgeQuery, RestoreMode, Validity};
 use stillpoint_core::error::Kind;
 use stillpoint_core::tree::{Tree, TreePath, read_small};
 use stillpoint_testkit::conformance::{Content, Harness, Subject};
@@ -289,8 +289,23 @@ fn all_databases_of_a_server_are_one_store_whatever_their_encoding() {
             "host": "localhost", "port": server.port(), "user": "postgres", "tools": bin,
             "password": servers::POSTGRES_PASSWORD, "excludeDatabases": ["left_*"],
         });
-        let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
         let context = Context::default();
+        let driver = trial::open(&REGISTRATION, settings.clone(), scratch.path()).unwrap();
+        let error = run(driver.prepare(&context)).unwrap_err();
+        assert_eq!(error.kind(), Kind::PermissionDenied, "{error:?}");
+        assert!(error.to_string().contains("`closed`") && error.hint_text().unwrap().contains("excludeDatabases"));
+        let mut settings = settings;
+        settings["excludeDatabases"] = json!(["left_*", "closed"]);
+        let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
+        run(driver.prepare(&context)).unwrap();
+        server.sql("postgres", "CREATE DATABASE late").unwrap();
+        for number in 1..=2 {
+            let error = run(driver.cut(&context, &trial::cut_id(number))).unwrap_err();
+            assert_eq!((error.kind(), error.is_temporary()), (Kind::Conflict, true), "{error:?}");
+        }
+        server.sql("postgres", "DROP DATABASE late").unwrap();
+        run(driver.cut(&context, &trial::cut_id(3))).unwrap();
+        run(driver.release(&context, &[])).unwrap();
         let identity = run(driver.identity(&context)).unwrap();
         assert_eq!(identity.endpoint, format!("127.0.0.1:{}", server.port()));
         assert!(identity.native.unwrap().parse::<u64>().is_ok());
@@ -331,6 +346,58 @@ fn what_the_settings_leave_out_is_in_no_point() {
         let sequences = own.text(&tree, "sequences.sql");
         assert!(sequences.contains("models_id_seq") && !sequences.contains("tmp_1_id_seq"), "{sequences}");
         assert!(tree.get(&TreePath::parse("globals.sql").unwrap()).unwrap().is_none());
+    }
+}
+
+#[test]
+fn the_name_of_the_stamp_belongs_to_whoever_had_it_first() {
+    for rig in rigs() {
+        let own = Own::new(&rig);
+        let driver = own.open(json!({}));
+        let context = Context::default();
+        run(driver.stamp(&context, &way_back::the_stamp())).unwrap();
+        assert_eq!(run(driver.occupied(&context)).unwrap(), None);
+        own.execute("CREATE TABLE stillpoint.theirs AS SELECT 7 AS n");
+        assert!(run(driver.occupied(&context)).unwrap().unwrap().contains("1 tables"));
+        let (tree, _) = trial::back_up(&driver, None);
+        assert_eq!(own.text(&tree, "data/stillpoint.theirs/00000000.copy"), "7\n");
+        let definitions = own.text(&tree, "pre-data.sql");
+        assert!(
+            definitions.contains("stillpoint.theirs") && !definitions.contains("stillpoint.stamp"),
+            "{definitions}"
+        );
+        trial::restore(&driver, &tree, RestoreMode::InPlace, None).unwrap();
+        assert_eq!(own.session().query_one("SELECT n FROM stillpoint.theirs").unwrap().text(0).unwrap(), "7");
+        run(driver.stamp(&context, &way_back::the_stamp())).unwrap();
+        assert_eq!(run(driver.read_stamp(&context)).unwrap(), Some(way_back::the_stamp()));
+        assert_eq!(trial::differences(&driver, &tree), Vec::<String>::new());
+        let kept = format!("DROP DATABASE IF EXISTS {}__before_r1 WITH (FORCE)", own.name);
+        rig.session("postgres").execute(&kept).unwrap();
+
+        own.execute("DROP TABLE stillpoint.stamp; CREATE VIEW stillpoint.stamp AS SELECT (1 / 0)::text AS stamp");
+        assert_eq!(run(driver.read_stamp(&context)).unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(run(driver.stamp(&context, &way_back::the_stamp())).unwrap_err().kind(), Kind::Conflict);
+        own.execute(
+            "DROP VIEW stillpoint.stamp; INSERT INTO stillpoint.opening VALUES (0, 'CREATE TABLE public.made (n int)')",
+        );
+        assert_eq!(run(driver.stamp(&context, &way_back::the_stamp())).unwrap_err().kind(), Kind::Conflict);
+    }
+}
+
+#[test]
+fn tables_that_change_their_names_during_the_cut_are_named() {
+    for rig in rigs() {
+        let own = Own::new(&rig);
+        own.execute("CREATE TABLE public.t AS SELECT 1 AS n");
+        let driver = own.open(json!({}));
+        run(driver.prepare(&Context::default())).unwrap();
+        let pin = run(driver.cut(&Context::default(), &trial::cut_id(1))).unwrap();
+        // A schema's name can change although its tables are held.
+        own.execute("ALTER SCHEMA public RENAME TO old; CREATE SCHEMA public; CREATE TABLE public.t AS SELECT 2 AS n");
+        let error = trial::drain(&driver, &pin, None).unwrap_err();
+        assert_eq!(error.kind(), Kind::PinLost, "{error:?}");
+        assert!(error.to_string().contains("`public.t`"), "{error}");
+        run(driver.release(&Context::default(), &[])).unwrap();
     }
 }
 

@@ -390,7 +390,13 @@ fn definitions(way: &Way<'_>, name: &str, stored: &StoredDatabase, tools: &Tools
     let here = path.with_extension("here");
     let mut command = tools.command("pg_dump", name);
     command.args(["--no-password", "--no-sync", "--format=custom", "--schema-only", "--create", "--file"]).arg(&here);
-    command.arg(format!("--exclude-schema={}", identifier(super::STAMP_SCHEMA)));
+    match super::restore::database::stamp_schema_has_more(&mut way.connect(name)?)? {
+        true => command.args(
+            super::STAMP_TABLES
+                .map(|table| format!("--exclude-table={}.{}", identifier(super::STAMP_SCHEMA), identifier(table))),
+        ),
+        false => command.arg(format!("--exclude-schema={}", identifier(super::STAMP_SCHEMA))),
+    };
     let output = tools::run(&mut command, way.context)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -287,9 +287,16 @@ fn failures(said: &str) -> Vec<Failure> {
             last.statement.push_str(line);
         }
     }
-    // A newer tool says this to an older server at its begin.
-    found.retain(|failure| !failure.message.contains("parameter \"transaction_timeout\""));
     found
+}
+
+/// Whether the tool came to its end: it says so last, by how many errors it passed over. Its workers tell
+/// more than that count has, never less. Without that word it was ended, and what was still to come is
+/// missing.
+fn came_to_its_end(output: &std::process::Output, said: &str, seen: usize) -> bool {
+    let counted = said.lines().find_map(|line| line.split_once("errors ignored on restore: "));
+    let counted = counted.and_then(|(_, count)| count.trim().parse::<usize>().ok());
+    output.status.code() == Some(1) && counted.is_some_and(|counted| (1..=seen).contains(&counted))
 }
 
 /// What the tool's exit and its messages mean.
@@ -298,16 +305,19 @@ fn judge(output: &std::process::Output, again: &mut dyn FnMut(&str) -> Result<()
         return Ok(Vec::new());
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let all = failures(&said);
-    if all.is_empty() && !said.contains("errors ignored on restore") {
-        return Err(Error::new(Kind::Io, format!("pg_restore ended with {}", output.status))
+    let mut all = failures(&said);
+    let is_whole = came_to_its_end(output, &said, all.len());
+    // A newer tool says this to an older server at its begin.
+    all.retain(|failure| !failure.message.contains("parameter \"transaction_timeout\""));
+    if !is_whole && all.iter().all(|failure| is_refusal(&failure.message)) {
+        return Err(Error::new(Kind::Io, format!("pg_restore did not come to its end: {}", output.status))
             .context("and said", said.trim().chars().take(2000).collect::<String>()));
     }
     let (refused, failed): (Vec<Failure>, Vec<Failure>) =
         all.into_iter().partition(|failure| is_refusal(&failure.message));
     let deadlocked = failed.iter().any(|failure| failure.message.contains("deadlock detected"));
     for failure in &failed {
-        if !deadlocked || failure.statement.is_empty() {
+        if !is_whole || !deadlocked || failure.statement.is_empty() {
             return Err(error_of(&failure.message, &failure.entry, &failure.statement));
         }
         again(&failure.statement)?;
@@ -458,6 +468,12 @@ mod tests {
             format!("{refused}pg_restore: error: could not execute query: ERROR:  role \"x\" does not exist\n");
         assert_eq!(judge(&output(&failed), &mut never).unwrap_err().kind(), Kind::NotFound);
         assert_eq!(judge(&output(""), &mut never).unwrap_err().kind(), Kind::Io);
+        let killed =
+            std::process::Output { status: std::os::unix::process::ExitStatusExt::from_raw(9), ..output(refused) };
+        assert_eq!(judge(&killed, &mut never).unwrap_err().kind(), Kind::Io, "a signal");
+        for cut_short in [refused.replace("errors ignored on restore: 1", ""), refused.replace(": 1\n", ": 2\n")] {
+            assert_eq!(judge(&output(&cut_short), &mut never).unwrap_err().kind(), Kind::Io, "{cut_short}");
+        }
         let deadlocked = "pg_restore: error: could not execute query: ERROR:  deadlock detected\nDETAIL:  Process 1 waits\n\
                           Command was: ALTER TABLE a\n    ADD CONSTRAINT b UNIQUE (c);\n\n\n\
                           pg_restore: error: could not execute query: ERROR:  there is no unique constraint\nCommand was: ALTER TABLE d;\n\

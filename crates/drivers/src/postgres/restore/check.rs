@@ -7,7 +7,7 @@ use stillpoint_core::error::{Error, Kind, Result};
 use super::super::client;
 use super::super::config::Settings;
 use super::super::session::Session;
-use super::super::wire::literal;
+use super::super::wire::{identifier, literal};
 use super::source::Stored;
 use super::{Goal, Old, Way, database};
 
@@ -105,6 +105,7 @@ pub(super) fn databases(
             continue;
         }
         let kept = database::kept_name(&goal.name, &request.restore);
+        open_again(admin, goal, &kept)?;
         if client::has_database(admin, &kept)? {
             return Err(Error::new(Kind::AlreadyExists, format!("database `{kept}` is there from an earlier restore"))
                 .hint("drop it, or rename it, then restore again"));
@@ -121,6 +122,17 @@ pub(super) fn databases(
         };
     }
     Ok(())
+}
+
+/// Opens what an earlier try of the same restore closed before it was killed: what was built beside it, or
+/// the name it was kept under, says so.
+fn open_again(admin: &mut Session, goal: &Goal<'_>, kept: &str) -> Result<()> {
+    let ours = if client::has_database(admin, &goal.building)? { goal.name.as_str() } else { kept };
+    let closed = client::list_databases(admin)?.into_iter().any(|one| one.name == ours && !one.open);
+    match closed {
+        true => admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(ours))),
+        false => Ok(()),
+    }
 }
 
 /// Whether the names are still as they were found; asked again right before they are taken.

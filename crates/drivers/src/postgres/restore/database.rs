@@ -134,18 +134,36 @@ pub(super) fn opening(
     Ok(all)
 }
 
+/// Our tables, among the relations `c`.
+const OURS: &str = "(c.relname IN ('stamp', 'opening') AND c.relnamespace = \
+    (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'stillpoint'))";
+
+/// Whether the schema of the stamp holds anything that is not ours.
+pub(in super::super) fn stamp_schema_has_more(session: &mut Session) -> Result<bool> {
+    let row = session.query_one(&format!(
+        "WITH it AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = {}) SELECT \
+         EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace IN (SELECT oid FROM it) \
+           AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND NOT {OURS}) \
+         OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace IN (SELECT oid FROM it)) \
+         OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace IN (SELECT oid FROM it) \
+           AND typtype IN ('e', 'd', 'r'))",
+        literal(STAMP_SCHEMA)
+    ))?;
+    Ok(row.truth(0))
+}
+
 /// What a database holds, for people; `None` if it is as good as new. The stamp counts as nothing.
 pub(in super::super) fn content(session: &mut Session) -> Result<Option<String>> {
     let row = session.query_one(&format!(
-        "WITH ours AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname <> {stamp} AND nspname !~ '^pg_' \
+        "WITH ours AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_' \
            AND nspname <> 'information_schema'), \
          members AS (SELECT classid, objid FROM pg_catalog.pg_depend WHERE deptype = 'e') \
          SELECT (SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c WHERE c.relnamespace IN (SELECT oid FROM ours) \
-             AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') \
+             AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND NOT {OURS} \
              AND NOT EXISTS (SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND m.objid = c.oid)), \
            (SELECT pg_catalog.count(*) FROM pg_catalog.pg_proc p WHERE p.pronamespace IN (SELECT oid FROM ours) \
              AND NOT EXISTS (SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND m.objid = p.oid)), \
-           (SELECT pg_catalog.count(*) FROM pg_catalog.pg_namespace n WHERE n.oid IN (SELECT oid FROM ours) AND n.nspname <> 'public' \
+           (SELECT pg_catalog.count(*) FROM pg_catalog.pg_namespace n WHERE n.oid IN (SELECT oid FROM ours) AND n.nspname NOT IN ('public', {stamp}) \
              AND NOT EXISTS (SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND m.objid = n.oid)), \
            (SELECT pg_catalog.count(*) FROM pg_catalog.pg_type t WHERE t.typnamespace IN (SELECT oid FROM ours) \
              AND t.typtype IN ('e', 'd', 'r') \

@@ -1,4 +1,5 @@
-//! Privileges that no archive of `pg_dump` carries for us: those of databases and of large objects.
+//! Privileges that no archive of `pg_dump` carries for us: those of databases, of large objects and of the
+//! schema that every database is born with.
 
 use stillpoint_core::error::Result;
 

@@ -30,7 +30,7 @@ use self::source::{Stored, StoredDatabase};
 use super::config::{Roles, Settings};
 use super::layout;
 use super::session::Session;
-use super::swap::{self, Swap};
+use super::swap::{self, Swap, Swapped};
 use super::tools::{self, Tools};
 use super::wire::identifier;
 use super::{Postgres, stamp};
@@ -115,9 +115,19 @@ pub(super) fn restore(
     context.expect_bytes(goals.iter().map(|goal| goal.stored.size().1).sum());
     let mut made = Made::default();
     let built = build_all(&way, &mut admin, (&tools, target), &goals, &mut made, &mut restored);
-    let done = built.and_then(|()| context.check()).and_then(|()| put_in_place(&mut admin, &goals, request));
-    match done {
-        Ok(()) => {}
+    match built.and_then(|()| context.check()).and_then(|()| swaps(&mut admin, &goals, request)) {
+        Ok(swaps) => {
+            let avoided: Vec<&str> = goals.iter().map(|goal| goal.name.as_str()).collect();
+            let reconnect = || stamp::admin(driver, &Context::default(), &avoided);
+            match swap::swap_all(&mut admin, &reconnect, &swaps) {
+                Swapped::Done(closed) => restored.losses.extend(closed.into_iter().map(|what| Loss {
+                    what,
+                    why: "it was replaced and kept, and could not be opened again".to_owned(),
+                })),
+                Swapped::Undone(error) => return Err(take_back(&way, admin, &goals, &made, error)),
+                Swapped::Unclear(error) => return Err(error),
+            }
+        }
         Err(error) => return Err(take_back(&way, admin, &goals, &made, error)),
     }
     for goal in &goals {
@@ -262,8 +272,8 @@ fn complete(admin: &mut Session, goal: &Goal<'_>, manner: Manner, restored: &mut
     Ok(())
 }
 
-/// Gives all databases their names. Looks once more: somebody may have made something meanwhile.
-fn put_in_place(admin: &mut Session, goals: &[Goal<'_>], request: &RestoreRequest) -> Result<()> {
+/// Which names change. Looks once more: somebody may have made something meanwhile.
+fn swaps(admin: &mut Session, goals: &[Goal<'_>], request: &RestoreRequest) -> Result<Vec<Swap>> {
     let mut swaps = Vec::new();
     for goal in goals {
         let old_to = match &goal.old {
@@ -275,7 +285,7 @@ fn put_in_place(admin: &mut Session, goals: &[Goal<'_>], request: &RestoreReques
     if request.mode == RestoreMode::Fresh {
         check::still_free(admin, goals)?;
     }
-    swap::swap_all(admin, &swaps)
+    Ok(swaps)
 }
 
 /// Removes what a failed restore made, and returns why it failed. What cannot be removed is named.

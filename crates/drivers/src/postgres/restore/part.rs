@@ -11,20 +11,20 @@
 
 use std::collections::BTreeSet;
 
-use stillpoint_core::driver::{Loss, RestoreMode, RestoreRequest, Restored};
+use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::TreePath;
 
 use super::super::config::Roles;
 use super::super::layout::{self, Table, TableKind};
 use super::super::session::Session;
-use super::super::swap::{self, Swap};
+use super::super::swap::{self, Swap, Swapped};
 use super::super::tools::Tools;
 use super::super::wire::{Row, identifier, literal, qualified};
 use super::super::{client, stamp};
 use super::archive::{Archive, Entry, Manner, Step, closure};
 use super::source::{self, Stored, StoredDatabase};
-use super::{Way, check, database, finish, load};
+use super::{Way, check, database, finish, grants, load};
 
 /// The folder of schemas in the path of a part.
 const SCHEMAS: &str = "schemas";
@@ -173,7 +173,12 @@ fn into_new(
     stamp::plan_opening(&mut session, &opening)?;
     session.close();
     way.context.check()?;
-    swap::swap_all(admin, &[Swap { built: building.to_owned(), name: name.to_owned(), old_to: None }])
+    let reconnect = || stamp::admin(way.driver, &Context::default(), &[name]);
+    let swap = Swap { built: building.to_owned(), name: name.to_owned(), old_to: None };
+    match swap::swap_all(admin, &reconnect, &[swap]) {
+        Swapped::Done(_) => Ok(()),
+        Swapped::Undone(error) | Swapped::Unclear(error) => Err(error),
+    }
 }
 
 fn context_of(way: &Way<'_>, stored: &StoredDatabase, chosen: &Chosen<'_>) -> Result<()> {
@@ -380,10 +385,9 @@ fn move_aside(
             literal(schema)
         ))?;
         moved.extend(rows.iter().map(|row| row.string(0)).collect::<Result<Vec<_>>>()?);
+        let like_old = if schema == "public" { public_again(session)? } else { Vec::new() };
         session.execute(&format!("ALTER SCHEMA {} RENAME TO {}", identifier(schema), identifier(&kept)))?;
-        if schema == "public" {
-            session.execute("CREATE SCHEMA public")?;
-        }
+        like_old.iter().try_for_each(|statement| session.execute(statement))?;
         restored.kept_old.push(format!("schema {kept} in database {database}"));
     } else {
         // Names of indexes and constraints live in the schema as well: the old table leaves it whole.
@@ -400,6 +404,21 @@ fn move_aside(
         }
     }
     name_dependents(session, &moved, &mut restored.losses)
+}
+
+/// What makes another schema `public` like the one that is there, for its owner and all who may use it:
+/// archives do not hold what every database is born with.
+fn public_again(session: &mut Session) -> Result<Vec<String>> {
+    let row = session.query_one(
+        "SELECT pg_catalog.pg_get_userbyid(nspowner), pg_catalog.array_to_json(coalesce(nspacl, \
+         pg_catalog.acldefault('n', nspowner))::pg_catalog.text[])::pg_catalog.text \
+         FROM pg_catalog.pg_namespace WHERE nspname = 'public'",
+    )?;
+    let (owner, held) = (row.text(0)?, row.text(1)?);
+    let held: Vec<String> = layout::parse("grants", held.as_bytes())?;
+    let mut all = vec![format!("CREATE SCHEMA public AUTHORIZATION {}", identifier(owner))];
+    all.append(&mut grants::statements(session, "SCHEMA public", owner, &held)?);
+    Ok(all)
 }
 
 /// Names the views and foreign keys outside of `moved` that stay with what was moved.

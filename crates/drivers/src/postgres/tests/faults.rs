@@ -1,9 +1,10 @@
 //! What goes wrong on the way back, and what is left then: nothing, or what is said.
 
+use super::super::swap::{Swap, Swapped, swap_all};
 use super::way_back::{Names, count, every_feature, open, rig_of, small, the_stamp, there};
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
-use stillpoint_core::driver::{RestoreMode, RestoreRequest};
+use stillpoint_core::driver::RestoreRequest;
 
 /// Ends sessions in the database that is being built, again and again after a pause of `millis`, while
 /// `work` runs; how many were ended.
@@ -99,6 +100,60 @@ fn a_restore_that_was_killed_is_tried_again() {
         assert_eq!(restored.kept_old, Vec::<String>::new());
         assert_eq!(there(&rig, &names), ["app", "copy"]);
         assert_eq!(trial::differences(&target, &tree), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_database_that_a_killed_restore_closed_is_opened_by_the_next_try() {
+    for rig in rigs() {
+        let names = Names::new(&[&rig]);
+        let scratch = tempfile::tempdir().unwrap();
+        let name = small(&rig, &names, "app");
+        let target = open(&rig, &name, json!({}), &scratch);
+        let (tree, _) = trial::back_up(&target, None);
+        small(&rig, &names, "app__stillpoint_r1");
+        rig.session("postgres").execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).unwrap();
+        let restored = trial::restore(&target, &tree, RestoreMode::InPlace, None).unwrap();
+        assert_eq!(restored.kept_old.len(), 1);
+        for name in [name.clone(), format!("{name}__before_r1")] {
+            assert_eq!(count(&rig, &name, "SELECT count(*) FROM people"), 20000, "{name} is open");
+        }
+    }
+}
+
+#[test]
+fn a_swap_whose_session_is_lost_says_what_is_true_and_leaves_nothing_closed() {
+    for rig in rigs() {
+        for round in 0..12_u64 {
+            let names = Names::new(&[&rig]);
+            let [new, name, old] = ["new", "name", "old"].map(|end| names.name(end));
+            for name in [&new, &name] {
+                rig.session("postgres").execute(&format!("CREATE DATABASE {name}")).unwrap();
+            }
+            let mut admin = rig.session("postgres");
+            let process = admin.process();
+            let swaps = [Swap { built: new.clone(), name: name.clone(), old_to: Some(old.clone()) }];
+            let done = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut killer = rig.session("postgres");
+                    std::thread::sleep(Duration::from_micros(round * 700));
+                    killer.execute(&format!("SELECT pg_terminate_backend({process})")).unwrap();
+                });
+                swap_all(&mut admin, &|| Ok(rig.session("postgres")), &swaps)
+            });
+            let expected = match done {
+                Swapped::Done(closed) => {
+                    assert_eq!(closed, Vec::<String>::new());
+                    ["name", "old"]
+                }
+                Swapped::Undone(_) => ["name", "new"],
+                Swapped::Unclear(error) => panic!("{error:?}"),
+            };
+            assert_eq!(there(&rig, &names), expected);
+            for end in expected {
+                rig.session(&names.name(end)).execute("SELECT 1").unwrap();
+            }
+        }
     }
 }
 

@@ -5,7 +5,6 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use stillpoint_core::driver::RestoreMode;
 use stillpoint_core::position::Stamp;
 
 use super::*;
@@ -446,6 +445,20 @@ fn one_table_and_one_schema_come_back_alone() {
         assert_eq!(restored.items, 9);
         assert_eq!(count(&rig, &name, "SELECT count(*) + \"My Schema\".f(0) FROM \"My Schema\".inward"), 10);
         assert!(rig.user(&name).execute("SELECT * FROM \"My Schema\".outward").is_err(), "it reads a table outside");
+
+        // The schema of all, which others own and use.
+        let owner = names.name("owner");
+        rig.user(&name)
+            .execute(&format!(
+                "CREATE ROLE {owner}; ALTER SCHEMA public OWNER TO {owner}; GRANT USAGE ON SCHEMA public TO PUBLIC"
+            ))
+            .unwrap();
+        let rights = "SELECT nspowner::regrole || nspacl::text FROM pg_namespace WHERE nspname = 'public'";
+        let ask = || rig.user(&name).query_one(rights).unwrap().string(0).unwrap();
+        let before = ask();
+        let public = format!("databases/{name}/schemas/public");
+        trial::restore(&driver, &tree, RestoreMode::InPlace, Some(&public)).unwrap();
+        assert_eq!(ask(), before);
 
         // Into a database that is not there yet.
         let copy = open(&rig, &names.name("copy"), json!({}), &scratch);
