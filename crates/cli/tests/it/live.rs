@@ -264,7 +264,6 @@ fn hooks_that_fail_or_hang_leave_writers_running_and_no_point() {
     writers_run_within(&hanging, Duration::from_secs(1));
 }
 
-
 #[test]
 fn an_engine_that_is_killed_in_the_pause_leaves_no_point_and_writers_run() {
     let name = "an_engine_that_is_killed_in_the_pause_leaves_no_point_and_writers_run";
