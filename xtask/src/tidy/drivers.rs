@@ -81,6 +81,7 @@ const EXTRA: &[(&str, &str)] = &[
     ("redis", "commands.rs"),
     ("redis", "keys.rs"),
     ("redis", "folder.rs"),
+    ("redis", "part.rs"),
     // Times of expiry, changed in image and commands on the way in.
     ("redis", "expiry.rs"),
     // Comparison in bounded memory.

@@ -338,9 +338,8 @@ impl Drain<'_> {
     fn unchanged(&self, database: &DatabaseView, contents: &Contents, tables: &[Table]) -> Result<Unchanged> {
         let Some(parent) = self.parent else { return Ok(Unchanged::new()) };
         let Some(base) = Base::read(parent, &self.view, database) else { return Ok(Unchanged::new()) };
-        let threads = self.driver.settings.connections;
-        let encoding = contents.description.encoding.as_str();
-        extents::unchanged(self.context, database, (&base, parent), tables, (encoding, threads))
+        let manner = (contents.description.encoding.as_str(), self.driver.settings.connections);
+        extents::unchanged(self.context, database, (&base, parent), tables, manner)
     }
 
     /// Whether every commit that the view shows is on the server's disk, so that no crash can take it back

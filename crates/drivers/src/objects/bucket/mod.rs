@@ -30,6 +30,7 @@ pub(super) mod facts;
 pub(super) mod generic;
 pub(super) mod listing;
 pub(super) mod mirror;
+mod options;
 pub(super) mod policy;
 pub(super) mod read;
 pub(super) mod request;

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use object_store::ClientConfigKey;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredentialProvider};
+use object_store::aws::{AmazonS3ConfigKey, AwsCredentialProvider};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use sha2::{Digest, Sha256};
 use stillpoint_core::error::{Error, Kind, Result};
 
 use super::answers::Refusal;
+use super::options;
 use super::sign::{self, Signed, Signer};
 use crate::objects::keys;
 
@@ -189,66 +190,14 @@ impl Inner {
     }
 }
 
-/// Whether an option is heeded: those of the credentials go to the chain of the `object_store` crate, and this client
-/// reads a few others. What else that crate knows would have no effect here.
-fn has_effect(key: &AmazonS3ConfigKey) -> bool {
-    use AmazonS3ConfigKey as Key;
-    use ClientConfigKey::{AllowHttp, AllowInvalidCertificates, ProxyUrl};
-    matches!(
-        key,
-        Key::AccessKeyId
-            | Key::SecretAccessKey
-            | Key::Token
-            | Key::Region
-            | Key::DefaultRegion
-            | Key::Endpoint
-            | Key::S3Endpoint
-            | Key::ImdsV1Fallback
-            | Key::MetadataEndpoint
-            | Key::ContainerCredentialsRelativeUri
-            | Key::ContainerCredentialsFullUri
-            | Key::ContainerAuthorizationTokenFile
-            | Key::WebIdentityTokenFile
-            | Key::RoleArn
-            | Key::RoleSessionName
-            | Key::StsEndpoint
-            | Key::VirtualHostedStyleRequest
-            | Key::SkipSignature
-            | Key::RequestPayer
-            | Key::Client(AllowHttp | AllowInvalidCertificates | ProxyUrl)
-    )
-}
-
 impl Client {
     /// A client for the bucket of `url`; options have the names of the `object_store` crate, whose
     /// chain of credentials is used. Sends nothing.
-    pub fn new(url: &url::Url, options: &[(String, String)], requests_per_second_max: Option<u32>) -> Result<Self> {
+    pub fn new(url: &url::Url, given: &[(String, String)], requests_per_second_max: Option<u32>) -> Result<Self> {
         // TLS needs one provider per process; the error says that somebody chose it before us.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let wrong = |error: object_store::Error| {
-            Error::new(Kind::Config, "the settings name no bucket that can be reached")
-                .hint("options have the names of the object_store crate, e.g. endpoint, region, allow_http")
-                .source(error)
-        };
         let bucket = url.host_str().unwrap_or_default().to_owned();
-        let mut builder = AmazonS3Builder::new().with_bucket_name(&bucket);
-        let mut unknown = None;
-        for (name, value) in options {
-            match name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
-                Ok(key) if !has_effect(&key) => {
-                    return Err(Error::new(
-                        Kind::Config,
-                        format!("the option `{name}` has no effect on buckets of S3"),
-                    )
-                    .hint("leave it out; encryption and the like are set on the bucket itself"));
-                }
-                Ok(key) => builder = builder.with_config(key, value),
-                Err(error) => unknown = unknown.or(Some(error)),
-            }
-        }
-        if let Some(error) = unknown {
-            return Err(wrong(error));
-        }
+        let builder = options::builder(&bucket, given)?;
         let asked = |key| builder.get_config_value(&key);
         let is =
             |key| asked(key).is_some_and(|value| ["true", "1", "on"].contains(&value.to_ascii_lowercase().as_str()));
@@ -279,7 +228,7 @@ impl Client {
         }
         let trusts_all = is(AmazonS3ConfigKey::Client(ClientConfigKey::AllowInvalidCertificates));
         let http = http_client(trusts_all, asked(AmazonS3ConfigKey::Client(ClientConfigKey::ProxyUrl)))?;
-        let store = builder.build().map_err(wrong)?;
+        let store = builder.build().map_err(options::wrong)?;
         let credentials = (!is_anonymous).then(|| store.credentials().clone());
         let pace = Pace::new(requests_per_second_max);
         let inner = Inner {
