@@ -50,22 +50,21 @@ pub(super) fn swap_all(admin: &mut Session, reconnect: &dyn Fn() -> Result<Sessi
         .filter(|swap| swap.old_to.is_some())
         .try_for_each(|swap| close(admin, swap, &mut closed))
         .and_then(|()| rename_all(admin, swaps));
-    let sound = revive(admin, reconnect);
-    let failed = match (done, sound) {
-        (Ok(()), _) => None,
+    let failed = match done {
+        Ok(()) => None,
         // The answer to COMMIT may have been lost, so that only the names can tell.
-        (Err(error), Ok(())) => match has_names(admin, swaps, &built) {
+        Err(error) => match surely(admin, reconnect, |admin| has_names(admin, swaps, &built)) {
             Ok(true) => None,
             Ok(false) => Some(error),
             Err(cause) => return unclear(error, &cause),
         },
-        (Err(error), Err(cause)) => return unclear(error, &cause),
     };
     let mut stuck = Vec::new();
     for swap in closed {
         // Under the new names after a success: what is kept must stay usable.
         let now = swap.old_to.as_ref().filter(|_| failed.is_none()).unwrap_or(&swap.name);
-        if let Err(error) = admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(now))) {
+        let open = format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(now));
+        if let Err(error) = surely(admin, reconnect, |admin| admin.execute(&open)) {
             stuck.push(format!("{now}: {error}"));
         }
     }
@@ -84,6 +83,19 @@ fn unclear(error: Error, cause: &Error) -> Swapped {
     Swapped::Unclear(error.context("and whether the databases have their names cannot be told", cause).hint(
         "look which databases there are; ALTER DATABASE … ALLOW_CONNECTIONS true opens an old one that is closed",
     ))
+}
+
+/// Does `work`, and once more should the session be lost over it.
+fn surely<T>(
+    admin: &mut Session,
+    reconnect: &dyn Fn() -> Result<Session>,
+    work: impl Fn(&mut Session) -> Result<T>,
+) -> Result<T> {
+    revive(admin, reconnect)?;
+    work(admin).or_else(|_| {
+        revive(admin, reconnect)?;
+        work(admin)
+    })
 }
 
 /// Puts another session in place of one that was lost, once the server has ended what that one did.
