@@ -131,14 +131,16 @@ fn init() {
     Look around, write a commented platform.yaml, and create the bucket with its key.
 
     Looks into the folders that are named (or this one) for SQLite databases, git repositories and
-    folders of objects, at the environment and at local servers. Never overwrites a file. If
-    platform.yaml is there already, only the bucket and its key are made.
+    folders of objects, at the environment and at local servers; takes servers and buckets that are
+    named by address. Never overwrites a file. If platform.yaml is there already, only the bucket and
+    its key are made.
 
     Usage: stillpoint init [OPTIONS] [PATHS]...
 
     Arguments:
       [PATHS]...
-              Databases, repositories and folders to protect, or folders to search
+              Databases, repositories and folders to protect, or folders to search; or addresses of
+              servers and buckets
 
     Options:
           --bucket <URL>
@@ -171,6 +173,7 @@ fn init() {
     Examples:
       stillpoint init                             look around here
       stillpoint init /srv/app.db /srv/objects    protect these
+      stillpoint init postgresql://backup@db/app redis://cache s3://ml-artifacts/prod
       stillpoint init /srv/app --bucket s3://backups/app --key env:BACKUP_PASSWORD
 
     A whole platform.yaml:

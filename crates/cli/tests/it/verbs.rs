@@ -35,7 +35,7 @@ fn init_with_nothing_to_protect() {
     std::fs::remove_file(world.path("meta.db")).expect("remove");
     insta::assert_snapshot!(world.redact(&world.run(&["init"])), @"
     error: nothing to protect was found in [FOLDER]
-      hint: name folders, databases or repositories: stillpoint init /srv/app.db /srv/objects
+      hint: name folders, databases or repositories: stillpoint init /srv/app.db postgresql://USER@HOST/DATABASE
     Nothing was changed. exit 3
     [exit 3]
     ");
