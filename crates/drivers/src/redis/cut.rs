@@ -25,6 +25,11 @@ const SAFE_FOR: Duration = Duration::from_secs(1800);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long an observation waits for the stream to bring what the server has just counted.
 const STREAM_WITHIN: Duration = Duration::from_millis(500);
+/// How long `prepare` waits for a small image to be over, and the stream behind it to begin.
+const FLOW_WITHIN: Duration = Duration::from_secs(1);
+/// How often it asks meanwhile, and how many answers in a row show that nobody writes.
+const FLOW_LOOK: Duration = Duration::from_millis(20);
+const QUIET_LOOKS: u32 = 10;
 /// How long another child of the server is waited for.
 const CHILD_WITHIN: Duration = Duration::from_secs(300);
 
@@ -117,6 +122,9 @@ fn attach(driver: &Redis, node: Node, servers: usize, context: &Context) -> Resu
     // The server answers one after the other: whatever it answers now, it answers after the fork.
     control.command(&["PING"])?;
     control.set_timeout(ANSWER_WITHIN)?;
+    if let Some(replica) = &replica {
+        flows(replica, &mut control, context)?;
+    }
     Ok(Shard { node, facts, papers, control, replica, collector, offset: 0 })
 }
 
@@ -139,6 +147,26 @@ fn replicate(
         collector,
     };
     Replica::attach(purpose, context)
+}
+
+/// Waits until the stream flows, if the image is so small that this is soon: a server begins it up to a
+/// tenth of a second after the image, and an observation would wait for that with the writers held back.
+/// A server that nobody writes to sends nothing either, and no observation waits for it.
+fn flows(replica: &Replica, control: &mut Connection, context: &Context) -> Result<()> {
+    let begun = std::time::Instant::now();
+    let left = || FLOW_WITHIN.saturating_sub(begun.elapsed());
+    let Some(start) = replica.wait(left(), context, |state| state.image.as_ref().map(|_| state.start))? else {
+        return Ok(());
+    };
+    for _ in 0..QUIET_LOOKS {
+        let info = control.info("replication")?;
+        let offset = wire::info_number(&info, "master_repl_offset").unwrap_or(start);
+        if offset > start {
+            return replica.wait(left(), context, |state| (state.reached >= offset).then_some(())).map(drop);
+        }
+        std::thread::sleep(FLOW_LOOK);
+    }
+    Ok(())
 }
 
 /// Our fork would wait for another child, and in mode `rdb` so would everyone in the cut.
