@@ -151,18 +151,20 @@ fn replicate(
 
 /// Waits until the stream flows, if the image is so small that this is soon: a server begins it up to a
 /// tenth of a second after the image, and an observation would wait for that with the writers held back.
-/// A server that nobody writes to sends nothing either, and no observation waits for it.
+/// A server that nobody writes to sends nothing either, and no observation waits for it. A replica that
+/// fails meanwhile stays failed: the cut or the drain tells.
 fn flows(replica: &Replica, control: &mut Connection, context: &Context) -> Result<()> {
     let begun = std::time::Instant::now();
     let left = || FLOW_WITHIN.saturating_sub(begun.elapsed());
-    let Some(start) = replica.wait(left(), context, |state| state.image.as_ref().map(|_| state.start))? else {
-        return Ok(());
+    let Ok(Some(start)) = replica.wait(left(), context, |state| state.image.as_ref().map(|_| state.start)) else {
+        return context.check();
     };
     for _ in 0..QUIET_LOOKS {
         let info = control.info("replication")?;
         let offset = wire::info_number(&info, "master_repl_offset").unwrap_or(start);
         if offset > start {
-            return replica.wait(left(), context, |state| (state.reached >= offset).then_some(())).map(drop);
+            drop(replica.wait(left(), context, |state| (state.reached >= offset).then_some(())));
+            return context.check();
         }
         std::thread::sleep(FLOW_LOOK);
     }
