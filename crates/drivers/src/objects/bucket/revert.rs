@@ -7,10 +7,11 @@
 
 use stillpoint_core::driver::Restored;
 use stillpoint_core::error::{Error, Kind, Result};
-use stillpoint_core::tree::{FileTime, TreePath};
+use stillpoint_core::tree::TreePath;
 
 use super::answers::Versioning;
 use super::crew::{self, Memory};
+use super::listing::Moment;
 use super::mirror::{is_within, part_of};
 use super::verbs::Which;
 use super::write::{Job, MEMORY_BYTES, Writer};
@@ -26,9 +27,6 @@ enum Step {
     /// Hide what came since.
     Hide(Vec<u8>),
 }
-
-/// Later than everything.
-const ALWAYS: FileTime = FileTime { seconds: i64::MAX, nanos: 0 };
 
 /// Sets the bucket, or the part that was asked for, back to the point.
 pub(super) fn revert(job: &Job<'_>) -> Result<Restored> {
@@ -55,7 +53,7 @@ pub(super) fn revert(job: &Job<'_>) -> Result<Restored> {
         return Err(Error::new(Kind::NotFound, format!("the point holds nothing at `{}`", job.top)));
     }
     let mut live = Sorter::new(&job.driver.scratch)?;
-    job.s3.at_cut(job.context, ALWAYS, ALWAYS, &mut |key, record| {
+    job.s3.at_cut(job.context, Moment::END, &mut |key, record| {
         if is_within(&key, &part) { live.push(keys::sort_key(&keys::escape(&key)), record.to_bytes()?) } else { Ok(()) }
     })?;
     let (wanted, live) = (wanted.finish()?, live.finish()?);

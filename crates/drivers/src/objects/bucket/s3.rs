@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use super::answers::{Entry, Versioning};
 use super::clock::Clock;
 use super::generic::ContentReader;
-use super::listing::{self, Chooser, Chosen, Listing};
+use super::listing::{self, Chooser, Chosen, Listing, Moment};
 use super::read::Reader;
 use super::request::Client;
 use super::verbs::{What, Which};
@@ -219,13 +219,11 @@ impl S3 {
         Ok(FileTime { seconds: oldest - UPLOADS_DOUBT_SECONDS, nanos: 0 })
     }
 
-    /// Calls `visit` for every object that the cut at `at` shows, in any order. `uploads_from` is what
-    /// [`S3::uploads_from`] told before the cut.
+    /// Calls `visit` for every object that the cut shows, in any order.
     pub fn at_cut(
         &self,
         context: &Context,
-        at: FileTime,
-        uploads_from: FileTime,
+        moment: Moment,
         visit: &mut dyn FnMut(Vec<u8>, Record) -> Result<()>,
     ) -> Result<Seen> {
         let mut seen = Seen::default();
@@ -241,7 +239,7 @@ impl S3 {
             })
         };
         self.listing(What::Versions)?.run(context, &mut |range, entry| {
-            choosers.entry(range).or_insert_with(|| Chooser::new(at, uploads_from)).push(entry, &mut known);
+            choosers.entry(range).or_insert_with(|| Chooser::new(moment)).push(entry, &mut known);
             take(&mut known)
         })?;
         for chooser in choosers.values_mut() {
