@@ -153,11 +153,12 @@ impl S3 {
     /// The service's time now.
     pub fn now(&self) -> Result<FileTime> {
         self.read_clock()?;
-        Ok(self.known_clock()?.now())
+        Ok(self.known_clock()?.reached(Instant::now()))
     }
 
-    /// Whether the bucket keeps versions now, the service's time, and how long to wait until later writes
-    /// bear a later time. Takes one request, unless the service's clock was set meanwhile.
+    /// Whether the bucket keeps versions now, the service's time at the begin of this call, and how long to
+    /// wait until later writes bear a later time: what the request takes is part of that wait. One request,
+    /// unless the service's clock was set meanwhile.
     pub fn look(&self) -> Result<(Versioning, FileTime, Duration)> {
         let (client, asked) = (self.client.clone(), Instant::now());
         let (versioning, shown) = match self.wait(async move { client.versioning().await }) {
@@ -169,7 +170,7 @@ impl S3 {
             self.read_clock()?;
         }
         let clock = self.known_clock()?;
-        let at = clock.now();
+        let at = clock.reached(asked);
         Ok((versioning, at, clock.until_after(at)))
     }
 
