@@ -18,7 +18,7 @@ use super::generic::ContentReader;
 use super::read::Reader;
 use super::request::Client;
 use super::s3::S3;
-use super::verbs::{Part, Which};
+use super::verbs::{self, Which};
 use super::write::Job;
 use crate::objects::client::Fetched;
 use crate::objects::drain::{Items, Lines, Losses, unreadable};
@@ -74,7 +74,7 @@ async fn copy_object(origin: &Origin<'_>, target: &Client, key: &[u8]) -> Result
         .collect();
     let upload = target.begin_upload(key, &headers).await?;
     let completed = async {
-        let mut done: Vec<Part> = Vec::with_capacity(parts.len());
+        let mut done: Vec<verbs::Part> = Vec::with_capacity(parts.len());
         let mut first = 0;
         for (index, size) in parts.iter().enumerate() {
             done.push(target.copy_part(key, &upload, index + 1, &source, (first, first + size - 1)).await?);
@@ -215,13 +215,13 @@ pub(in super::super) fn copy(
 pub(super) fn restore(job: &Job<'_>) -> Result<Restored> {
     let origin = origin(job.summary, job.s3)?;
     let reader = Arc::new(job.s3.reader.beside(origin.1, &origin.0.prefix));
-    let below = part_of(job)?;
+    let part = part_of(job)?;
     let mut lines = Lines::new(job.source)?;
     let items = std::sync::atomic::AtomicU64::new(0);
     let failed = Mutex::new((Losses::default(), None::<Error>));
     let feed = |give: &mut dyn FnMut((Vec<u8>, Record)) -> Result<()>| {
         while let Some((key, record)) = lines.next_line()? {
-            if is_within(&key, &below) {
+            if part.holds(&key) {
                 give((key, record))?;
             }
         }
@@ -294,13 +294,50 @@ pub(super) fn open(summary: &Summary, s3: &S3, key: &[u8], record: &Record) -> R
     })
 }
 
-/// What keys begin with that are asked for.
-pub(super) fn part_of(job: &Job<'_>) -> Result<Vec<u8>> {
-    let names = &job.top.names()[1..];
-    if names.is_empty() { Ok(Vec::new()) } else { keys::unescape(names) }
+/// Which keys are asked for.
+pub(super) struct Part {
+    key: Vec<u8>,
+    /// Only this very key, not what lies below it.
+    is_exact: bool,
 }
 
-/// Whether a key is, or lies below, the part that was asked for.
-pub(super) fn is_within(key: &[u8], part: &[u8]) -> bool {
-    part.is_empty() || key.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+/// The part that a restore is asked for.
+pub(super) fn part_of(job: &Job<'_>) -> Result<Part> {
+    Part::of(&job.top.names()[1..])
+}
+
+impl Part {
+    /// The part at a path below `objects`.
+    fn of(names: &[Vec<u8>]) -> Result<Self> {
+        let key = if names.is_empty() { Vec::new() } else { keys::unescape(names)? };
+        Ok(Self { key, is_exact: names.last().is_some_and(|last| last == keys::SELF) })
+    }
+
+    /// Whether a key is, or lies below, the part that was asked for.
+    pub fn holds(&self, key: &[u8]) -> bool {
+        match key.strip_prefix(&*self.key) {
+            Some([]) => true,
+            Some(_) if self.is_exact => false,
+            Some(rest) => self.key.is_empty() || rest[0] == b'/',
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_a_folder_or_the_one_object_that_bears_its_name() {
+        let part = |names: &[&str]| {
+            let names: Vec<Vec<u8>> = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+            let part = Part::of(&names).unwrap();
+            ["a", "a/b", "a/b/c", "ab", "b"].map(|key| part.holds(key.as_bytes()))
+        };
+        assert_eq!(part(&[]), [true; 5]);
+        assert_eq!(part(&["a"]), [true, true, true, false, false]);
+        assert_eq!(part(&["a", "%="]), [true, false, false, false, false]);
+        assert_eq!(part(&["a", "b"]), [false, true, true, false, false]);
+    }
 }

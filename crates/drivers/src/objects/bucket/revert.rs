@@ -12,7 +12,7 @@ use stillpoint_core::tree::TreePath;
 use super::answers::Versioning;
 use super::crew::{self, Memory};
 use super::listing::Moment;
-use super::mirror::{is_within, part_of};
+use super::mirror::part_of;
 use super::verbs::Which;
 use super::write::{Job, MEMORY_BYTES, Writer};
 use crate::objects::drain::Lines;
@@ -44,7 +44,7 @@ pub(super) fn revert(job: &Job<'_>) -> Result<Restored> {
     let mut lines = Lines::new(job.source)?;
     let mut found = false;
     while let Some((key, record)) = lines.next_line()? {
-        if is_within(&key, &part) {
+        if part.holds(&key) {
             found = true;
             wanted.push(keys::sort_key(&keys::escape(&key)), record.to_bytes()?)?;
         }
@@ -54,7 +54,7 @@ pub(super) fn revert(job: &Job<'_>) -> Result<Restored> {
     }
     let mut live = Sorter::new(&job.driver.scratch)?;
     job.s3.at_cut(job.context, Moment::END, &mut |key, record| {
-        if is_within(&key, &part) { live.push(keys::sort_key(&keys::escape(&key)), record.to_bytes()?) } else { Ok(()) }
+        if part.holds(&key) { live.push(keys::sort_key(&keys::escape(&key)), record.to_bytes()?) } else { Ok(()) }
     })?;
     let (wanted, live) = (wanted.finish()?, live.finish()?);
     let memory = Memory::new(MEMORY_BYTES);
