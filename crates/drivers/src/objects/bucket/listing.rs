@@ -56,11 +56,16 @@ impl Listing<'_> {
             from = range.to.clone();
             let (sender, room) = (sender.clone(), room.clone());
             self.handle.spawn(async move {
-                let mut next = range.first();
+                let (mut next, mut order) = (range.first(), Order::default());
                 loop {
                     let permit = room.clone().acquire_owned().await.ok();
                     let page = range.client.list(range.what, &range.prefix, None, &next).await;
-                    let page = page.map(|page| range.within(page));
+                    let page = page.and_then(|mut page| {
+                        if range.what == What::Versions {
+                            order.put(&mut page.entries)?;
+                        }
+                        Ok(range.within(page))
+                    });
                     next = page.as_ref().map_or_else(|_| Vec::new(), |page| page.next.clone());
                     // Nobody listens any more once the listing has failed or was stopped.
                     if sender.send((number, page, permit)).is_err() || next.is_empty() {
@@ -76,6 +81,39 @@ impl Listing<'_> {
             page?.entries.into_iter().try_for_each(|entry| visit(number, entry))?;
             drop(permit);
         }
+        Ok(())
+    }
+}
+
+/// The order in which a service lists versions: by key, the newest of each first. Some list the versions of
+/// a page first and its markers after them.
+#[derive(Debug, Default)]
+struct Order {
+    is_mended: bool,
+    /// The last key of the pages so far.
+    last: Vec<u8>,
+}
+
+impl Order {
+    /// Puts a page in order, and makes sure that it follows the one before.
+    fn put(&mut self, entries: &mut [Entry]) -> Result<()> {
+        let is_behind = |pair: &[Entry]| {
+            pair[1].key < pair[0].key || (pair[1].key == pair[0].key && pair[1].is_latest && !pair[0].is_latest)
+        };
+        self.is_mended |= entries.windows(2).any(is_behind);
+        if self.is_mended {
+            entries.sort_by(|a, b| {
+                a.key.cmp(&b.key).then(b.is_latest.cmp(&a.is_latest)).then(b.modified.cmp(&a.modified))
+            });
+        }
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
+        if first.key < self.last {
+            return Err(Error::new(Kind::Unsupported, "the service lists versions in another order than that of keys")
+                .hint(
+                    "nothing tells there which version was the newest at a cut: suspend versioning, or leave it out",
+                ));
+        }
+        self.last.clone_from(&last.key);
         Ok(())
     }
 }
@@ -307,7 +345,8 @@ mod tests {
 
     fn entry(key: &str, version: &str, time: (i64, u32), etag: &str) -> Entry {
         let (is_marker, version) = (etag.is_empty(), Some(version.to_owned()));
-        Entry { key: key.into(), version, is_marker, modified: time, etag: Some(etag.to_owned()), size: 1, class: None }
+        let (etag, key, is_latest) = (Some(etag.to_owned()), key.into(), false);
+        Entry { key, version, is_marker, is_latest, modified: time, etag, size: 1, class: None }
     }
 
     fn moment(at: (i64, u32), uploads_from: i64, difference_seconds: u64) -> Moment {
@@ -452,6 +491,36 @@ mod tests {
         );
         // Those of `a`, `b`, `c`, `d`, `h` and `j` that are not kept.
         assert_eq!(later, 6);
+    }
+
+    #[test]
+    fn markers_that_are_listed_apart_are_put_where_they_belong() {
+        let latest = |entry: Entry| Entry { is_latest: true, ..entry };
+        let keys = |entries: &[Entry]| -> String {
+            entries.iter().map(|entry| entry.version.clone().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        let mut page = vec![
+            entry("a", "a1", (10, 0), "x"),
+            latest(entry("b", "b3", (30, 0), "x")),
+            entry("b", "b1", (10, 0), "x"),
+            latest(entry("a", "a2", (20, 0), "")),
+            entry("b", "b2", (20, 0), ""),
+        ];
+        let mut order = Order::default();
+        order.put(&mut page).unwrap();
+        assert_eq!(keys(&page), "a2 a1 b3 b2 b1");
+        // One key alone shows it too, and what was seen once is so on later pages.
+        let mut page = vec![entry("c", "c1", (10, 0), "x"), latest(entry("c", "c2", (10, 0), ""))];
+        Order::default().put(&mut page).unwrap();
+        assert_eq!(keys(&page), "c2 c1");
+        let mut page = vec![entry("d", "d1", (10, 0), "x"), entry("d", "d2", (20, 0), "")];
+        order.put(&mut page).unwrap();
+        assert_eq!(keys(&page), "d2 d1");
+        // An upload that is dated by its begin stays where the service has it.
+        let mut page = vec![latest(entry("e", "e2", (10, 0), "x-2")), entry("e", "e1", (20, 0), "x")];
+        Order::default().put(&mut page).unwrap();
+        assert_eq!(keys(&page), "e2 e1");
+        assert_eq!(order.put(&mut [entry("a", "a3", (40, 0), "x")]).unwrap_err().kind(), Kind::Unsupported);
     }
 
     #[test]
