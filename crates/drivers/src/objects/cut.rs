@@ -64,6 +64,8 @@ struct Pinned {
     /// Events that were taken after the cut.
     late: Vec<Event>,
     view: Option<Arc<View>>,
+    /// Keys of the view that the drain lost.
+    lost: Option<Arc<Sorted>>,
 }
 
 /// What the cut shows, once it was listed.
@@ -203,6 +205,18 @@ impl Objects {
         let view = Arc::new(view);
         pinned.view = Some(view.clone());
         Ok(view)
+    }
+
+    /// Remembers which keys of the view a drain lost.
+    pub(super) fn note_lost(&self, pin: &Pin, lost: Sorted) {
+        if let Some(pinned) = self.state().pinned.as_mut().filter(|pinned| pinned.pin.cut == pin.cut) {
+            pinned.lost = Some(Arc::new(lost));
+        }
+    }
+
+    /// The keys of the view that the drain lost, in the order of the tree; `None` before it.
+    pub(super) fn lost(&self, pin: &Pin) -> Option<Arc<Sorted>> {
+        self.state().pinned.as_ref().filter(|pinned| pinned.pin.cut == pin.cut)?.lost.clone()
     }
 
     /// Of every key, the version that was the newest at the cut. Later ones are no losses: the older
@@ -468,7 +482,8 @@ impl<'a> Sieve<'a> {
     }
 }
 
-fn next_of(entries: &mut Option<Entries>) -> Result<Option<Entry>> {
+/// The next entry of a list that may be absent.
+pub(super) fn next_of(entries: &mut Option<Entries>) -> Result<Option<Entry>> {
     entries.as_mut().map_or(Ok(None), Entries::next_entry)
 }
 
@@ -597,7 +612,7 @@ pub(super) fn cut(driver: &Objects, context: &Context, cut: &CutId) -> Result<Pi
         .map_err(|error| Error::internal("the clock shows no time").source(error))?;
     let position = watched.unwrap_or_else(|| Position::new("time", time.to_string()));
     let pin = Pin { cut: cut.clone(), position, remains: Vec::new() };
-    state.pinned = Some(Pinned { pin: pin.clone(), at, holds: state.holds, late: Vec::new(), view: None });
+    state.pinned = Some(Pinned { pin: pin.clone(), at, holds: state.holds, late: Vec::new(), view: None, lost: None });
     Ok(pin)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 
 use stillpoint_core::driver::{Context, Drained, Edge, EdgeQuery, Loss, Pin};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
@@ -10,7 +11,7 @@ use stillpoint_core::tree::{self, FileTime, Metadata, Node, NodeKind, Sink, Tree
 use super::bucket::{mirror, policy};
 use super::client::{Fetched, Place, Waiting};
 use super::config::Mode;
-use super::cut::View;
+use super::cut::{View, next_of};
 use super::spool::{Entries, Sorted, Sorter};
 use super::wire::{self, HOW_TO, MANIFEST, OBJECTS, Record, SCHEMA, SUMMARY, Summary};
 use super::{Objects, Where, keys};
@@ -34,30 +35,37 @@ pub(super) struct Item {
 /// Losses that are listed one by one; the rest is counted.
 const LOSSES_MAX: usize = 1_000;
 
-/// What is lost, of which only the first are kept: it may be all of a bucket.
-#[derive(Default)]
+/// What is lost: all keys, of which only the first are listed for people. It may be all of a bucket.
 pub(super) struct Losses {
     listed: Vec<Loss>,
     more: u64,
+    keys: Sorter,
 }
 
 impl Losses {
+    /// None yet; keys spill into `scratch`.
+    pub fn new(scratch: &Path) -> Result<Self> {
+        Ok(Self { listed: Vec::new(), more: 0, keys: Sorter::new(scratch)? })
+    }
+
     /// Notes a loss.
-    pub fn add(&mut self, key: &[u8], why: &str) {
+    pub fn add(&mut self, key: &[u8], why: &str) -> Result<()> {
         if self.listed.len() < LOSSES_MAX {
             self.listed.push(Loss { what: keys::shown(key), why: why.to_owned() });
         } else {
             self.more += 1;
         }
+        self.keys.push(keys::sort_key(&keys::escape(key)), Vec::new())
     }
 
-    /// The losses to report.
-    pub fn into_list(mut self) -> Vec<Loss> {
+    /// The losses to report, and the keys of all in the order of the tree.
+    pub fn finish(self) -> Result<(Vec<Loss>, Sorted)> {
+        let mut listed = self.listed;
         if self.more > 0 {
             let what = format!("{} more objects", self.more);
-            self.listed.push(Loss { what, why: "are lost for reasons like those above".to_owned() });
+            listed.push(Loss { what, why: "are lost for reasons like those above".to_owned() });
         }
-        self.listed
+        Ok((listed, self.keys.finish()?))
     }
 }
 
@@ -172,18 +180,19 @@ pub(super) fn drain(
     let view = driver.view(context, pin, parent)?;
     let mut drained = Drained { unit: "objects".to_owned(), losses: view.losses.clone(), ..Drained::default() };
     drained.notes.clone_from(&view.notes);
-    let copied = match &driver.place {
-        Where::S3(s3) => match &s3.mirror {
-            Some(mirror) => Some(mirror::copy(driver, s3, mirror, context, &view.records, parent, &mut drained)?),
-            None => None,
-        },
+    let narrowed = match (&driver.place, driver.settings.mode) {
+        (Where::S3(s3), Mode::Mirror) => {
+            let mirror = s3.mirror.as_ref().ok_or_else(|| Error::internal("a mirror without its bucket"))?;
+            Some(mirror::copy(driver, s3, mirror, context, &view.records, parent, &mut drained)?)
+        }
+        (_, Mode::Reference) => Some(readable(driver, &view.records)?),
         _ => None,
     };
-    let readable = match driver.settings.mode {
-        Mode::Reference => Some(readable(driver, &view.records, &mut drained)?),
-        _ => None,
+    let (narrowed, losses) = match narrowed {
+        Some((records, losses)) => (Some(records), losses),
+        None => (None, Losses::new(&driver.scratch)?),
     };
-    let records = copied.as_ref().or(readable.as_ref()).unwrap_or(&view.records);
+    let records = narrowed.as_ref().unwrap_or(&view.records);
     let summary = summarise(driver, records, &view, &mut drained)?;
     context.expect_bytes(summary.bytes);
     let stream = Metadata::stream(view.at);
@@ -194,43 +203,46 @@ pub(super) fn drain(
     sink.enter(MANIFEST, &folder)?;
     write_manifest(context, records, view.at, sink)?;
     sink.leave()?;
-    if !driver.settings.mode.is_copy() {
+    let losses = if driver.settings.mode.is_copy() {
+        sink.enter(OBJECTS, &folder)?;
+        let parent_cut_nanos = match parent {
+            Some(parent) => parent_summary(parent)?.map(|summary| summary.cut_nanos),
+            None => None,
+        };
+        let inside = Vec::new();
+        let mut writer = Writer { driver, context, sink, folder, inside, parent_cut_nanos, losses, drained };
+        write_objects(&mut writer, records, parent)?;
+        writer.sink.leave()?;
+        drained = writer.drained;
+        drained.notes.extend(notes(driver, &view));
+        writer.losses
+    } else {
         (drained.items, drained.bytes) = (summary.objects, summary.bytes);
         context.advance(summary.bytes, summary.objects);
-        return Ok(drained);
-    }
-    sink.enter(OBJECTS, &folder)?;
+        losses
+    };
+    let (listed, lost) = losses.finish()?;
+    drained.losses.extend(listed);
+    driver.note_lost(pin, lost);
+    Ok(drained)
+}
+
+/// What people should know of how the bytes were read.
+fn notes(driver: &Objects, view: &View) -> Vec<String> {
+    let mut notes = Vec::new();
     if !matches!(driver.place, Where::Directory(_)) && !view.holds {
-        drained.notes.push(
+        notes.push(
             "nothing holds a bucket without versions: an object that was written between the listing before the cut \
              and the cut, and overwritten or deleted after it, is missing without being named"
                 .to_owned(),
         );
     }
-    let parent_cut_nanos = match parent {
-        Some(parent) => parent_summary(parent)?.map(|summary| summary.cut_nanos),
-        None => None,
-    };
-    let mut writer = Writer {
-        driver,
-        context,
-        sink,
-        folder,
-        inside: Vec::new(),
-        parent_cut_nanos,
-        losses: Losses::default(),
-        drained,
-    };
-    write_objects(&mut writer, records, parent)?;
-    let mut drained = writer.drained;
-    drained.losses.extend(writer.losses.into_list());
-    sink.leave()?;
     if let Where::S3(s3) = &driver.place
         && let (_, repeated @ 1..) = s3.client.counts()
     {
-        drained.notes.push(format!("{repeated} requests failed at first and were sent again"));
+        notes.push(format!("{repeated} requests failed at first and were sent again"));
     }
-    Ok(drained)
+    notes
 }
 
 /// Hands the objects to the writer, some of them asked for ahead.
@@ -270,17 +282,16 @@ fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn 
 }
 
 /// The list without what no restore could read.
-fn readable(driver: &Objects, records: &Sorted, drained: &mut Drained) -> Result<Sorted> {
-    let (mut kept, mut losses) = (Sorter::new(&driver.scratch)?, Losses::default());
+fn readable(driver: &Objects, records: &Sorted) -> Result<(Sorted, Losses)> {
+    let (mut kept, mut losses) = (Sorter::new(&driver.scratch)?, Losses::new(&driver.scratch)?);
     let mut items = Items::new(records)?;
     while let Some(item) = items.next_item()? {
         match unreadable(driver.place.as_place(), &item) {
-            Some(why) => losses.add(&item.key, why),
+            Some(why) => losses.add(&item.key, why)?,
             None => kept.push(keys::sort_key(&item.names), item.record.to_bytes()?)?,
         }
     }
-    drained.losses.extend(losses.into_list());
-    kept.finish()
+    Ok((kept.finish()?, losses))
 }
 
 /// Why an object cannot be read at all.
@@ -422,8 +433,7 @@ impl Writer<'_> {
         if let Some(node) = old.filter(|node| is_unchanged(node, &item.record, self.parent_cut_nanos)) {
             self.sink.reuse(name, &item.record.metadata(other_attributes(node)))?;
         } else if let Some(why) = unreadable(self.driver.place.as_place(), item) {
-            self.losses.add(&item.key, why);
-            return Ok(());
+            return self.losses.add(&item.key, why);
         } else {
             let waiting = match asked {
                 Some(waiting) => waiting,
@@ -435,10 +445,7 @@ impl Writer<'_> {
                     self.drained.bytes_read += item.record.size;
                     self.sink.file(name, &meta, Some(item.record.size), content)?;
                 }
-                Fetched::Gone => {
-                    self.losses.add(&item.key, "was deleted before it was read");
-                    return Ok(());
-                }
+                Fetched::Gone => return self.losses.add(&item.key, "was deleted before it was read"),
             }
         }
         self.drained.items += 1;
@@ -501,10 +508,19 @@ pub(super) fn edges(
         return Ok(());
     };
     let view = driver.view(context, pin, None)?;
+    // What the point lost while it was read does not hold any reference.
+    let lost = driver.lost(pin);
+    let mut lost = lost.as_ref().map(|lost| lost.entries()).transpose()?;
+    let mut next_lost = next_of(&mut lost)?;
     let mut entries = view.records.entries()?;
     while let Some((key, _)) = entries.next_entry()? {
         context.check()?;
-        yield_key(keys::unescape(&keys::split_sort_key(&key))?)?;
+        while next_lost.as_ref().is_some_and(|(lost, _)| *lost < key) {
+            next_lost = next_of(&mut lost)?;
+        }
+        if next_lost.as_ref().is_none_or(|(lost, _)| *lost != key) {
+            yield_key(keys::unescape(&keys::split_sort_key(&key))?)?;
+        }
     }
     Ok(())
 }

@@ -54,6 +54,17 @@ impl Drop for S3 {
     }
 }
 
+/// A restore that was begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in super::super) struct RestoreBegun {
+    pub name: String,
+    /// Whether it made the bucket.
+    pub is_made: bool,
+}
+
+/// The second line of the note of a restore that made the bucket.
+const MADE: &str = "made the bucket";
+
 /// What a listing of versions found at the cut.
 #[derive(Debug, Default)]
 pub(in super::super) struct Seen {
@@ -268,13 +279,17 @@ impl S3 {
     }
 
     /// The restore that was begun here and not ended.
-    pub fn restore_begun(&self) -> Result<Option<String>> {
-        Ok(self.get_ours(RESTORE_KEY)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    pub fn restore_begun(&self) -> Result<Option<RestoreBegun>> {
+        let Some(bytes) = self.get_ours(RESTORE_KEY)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let (name, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        Ok(Some(RestoreBegun { name: name.to_owned(), is_made: rest == MADE }))
     }
 
     /// Notes that a restore has begun, so that it may go on after a crash.
-    pub fn begin_restore(&self, name: &str) -> Result<()> {
-        self.put_ours(RESTORE_KEY, name.as_bytes())
+    pub fn begin_restore(&self, begun: &RestoreBegun) -> Result<()> {
+        let text = if begun.is_made { format!("{}\n{MADE}", begun.name) } else { begun.name.clone() };
+        self.put_ours(RESTORE_KEY, text.as_bytes())
     }
 
     /// Removes what [`S3::begin_restore`] wrote.

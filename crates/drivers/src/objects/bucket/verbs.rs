@@ -279,6 +279,15 @@ impl Client {
         self.send(&Request::new(purpose, Method::DELETE, Some(key)).query("uploadId", upload)).await.map(drop)
     }
 
+    /// Gives an upload up because of a failure, which is returned. Where that fails too, it says so: parts that
+    /// stay cost room until a rule of the bucket removes them.
+    pub async fn give_up(&self, key: &[u8], upload: &str, failure: Error) -> Error {
+        match self.abort_upload(key, upload).await {
+            Ok(()) => failure,
+            Err(error) => failure.context("parts of the upload stay behind", error),
+        }
+    }
+
     /// Copies within the service, with all that belongs to the object; returns the copy's version.
     pub async fn copy(&self, source: &str, key: &[u8], headers: &[(String, Vec<u8>)]) -> Result<Option<String>> {
         let mut request = Request::new(WRITE, Method::PUT, Some(key)).header("x-amz-copy-source", source);
