@@ -246,7 +246,7 @@ impl Client {
         let request = Request::new(WRITE, Method::PUT, Some(key)).query("partNumber", number.to_string());
         let request = request.query("uploadId", upload).header("x-amz-copy-source", source);
         let request = request.header("x-amz-copy-source-range", format!("bytes={}-{}", range.0, range.1));
-        let text = self.send(&request).await?.text().await?;
+        let text = self.send(&request.patient()).await?.text().await?;
         Ok(Part { number, etag: late_success(&text, "a part was not copied")?.text_of("ETag").to_owned() })
     }
 
@@ -267,7 +267,7 @@ impl Client {
         if if_absent {
             request = request.header("if-none-match", "*");
         }
-        let answer = self.send(&request).await?;
+        let answer = self.send(&request.patient()).await?;
         let version = answer.header("x-amz-version-id").map(str::to_owned);
         late_success(&answer.text().await?, "the parts were not put together")?;
         Ok(version)
@@ -292,7 +292,7 @@ impl Client {
     pub async fn copy(&self, source: &str, key: &[u8], headers: &[(String, Vec<u8>)]) -> Result<Option<String>> {
         let mut request = Request::new(WRITE, Method::PUT, Some(key)).header("x-amz-copy-source", source);
         request.headers.extend_from_slice(headers);
-        let answer = self.send(&request).await?;
+        let answer = self.send(&request.patient()).await?;
         let version = answer.header("x-amz-version-id").map(str::to_owned);
         late_success(&answer.text().await?, "the object was not copied")?;
         Ok(version)
