@@ -57,6 +57,11 @@ pub struct Settings {
     /// Whether tags of objects are kept and restored; S3 only. Default true.
     #[serde(default = "yes")]
     pub tags: bool,
+    /// Whether tags, locks and access control lists of objects whose bytes did not change are asked for
+    /// again; S3 only, one or two requests for each object of every point. Default false: a point has them
+    /// as they were when the object was first read, and says so.
+    #[serde(default)]
+    pub refresh: bool,
     /// Whether access control lists of objects are kept and restored; S3 only, one request more for
     /// each object. Default false: buckets of today have none.
     #[serde(default)]

@@ -21,7 +21,6 @@ use stillpoint_core::tree::{FileTime, NodeKind, Tree, TreePath};
 use super::bucket::answers::Versioning;
 use super::bucket::listing::Moment;
 use super::bucket::s3::S3;
-use super::bucket::verbs::What;
 use super::client::Skipped;
 use super::config::Mode;
 use super::keys;
@@ -513,11 +512,9 @@ fn prepare_s3(driver: &Objects, s3: &S3, state: &mut State) -> Result<()> {
     if state.holds {
         // Looked at after the time was read, so that what begins between the two is dated later than it.
         state.uploads_from = s3.uploads_from(prepared)?;
-        // A privilege that is missing is found out before anyone is held back.
-        let (client, prefix) = (s3.client.clone(), s3.prefix.clone());
-        s3.wait(async move { client.first(What::Versions, &prefix).await.map(drop) })?;
     }
-    Ok(())
+    // A privilege that is missing is found out before anyone is held back.
+    s3.try_reading(state.holds)
 }
 
 /// Begins the watch and lists the keys there are.

@@ -9,7 +9,7 @@ use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{self, FileTime, Metadata, Node, NodeKind, Sink, Tree, TreePath};
 
 use super::bucket::{mirror, policy};
-use super::client::{Fetched, Place, Waiting};
+use super::client::{Attributes, Fetched, Place, Waiting, WaitingFacts};
 use super::config::Mode;
 use super::cut::{View, next_of};
 use super::spool::{Entries, Sorted, Sorter};
@@ -210,11 +210,11 @@ pub(super) fn drain(
             None => None,
         };
         let inside = Vec::new();
-        let mut writer = Writer { driver, context, sink, folder, inside, parent_cut_nanos, losses, drained };
+        let mut writer = Writer { driver, context, sink, folder, inside, parent_cut_nanos, losses, drained, reused: 0 };
         write_objects(&mut writer, records, parent)?;
         writer.sink.leave()?;
         drained = writer.drained;
-        drained.notes.extend(notes(driver, &view));
+        drained.notes.extend(notes(driver, &view, writer.reused));
         writer.losses
     } else {
         (drained.items, drained.bytes) = (summary.objects, summary.bytes);
@@ -228,8 +228,14 @@ pub(super) fn drain(
 }
 
 /// What people should know of how the bytes were read.
-fn notes(driver: &Objects, view: &View) -> Vec<String> {
+fn notes(driver: &Objects, view: &View, reused: u64) -> Vec<String> {
     let mut notes = Vec::new();
+    if matches!(driver.place, Where::S3(_)) && reused > 0 {
+        notes.push(format!(
+            "tags, locks and grants of {reused} unchanged objects are those of when they were first read: `refresh: \
+             true` asks again"
+        ));
+    }
     if !matches!(driver.place, Where::Directory(_)) && !view.holds {
         notes.push(
             "nothing holds a bucket without versions: an object that was written between the listing before the cut \
@@ -245,6 +251,21 @@ fn notes(driver: &Objects, view: &View) -> Vec<String> {
     notes
 }
 
+/// What is on its way of an object before its turn comes.
+enum Asked {
+    Nothing,
+    /// All of it.
+    Content(Waiting),
+    /// What is kept beside its bytes, which the parent point has.
+    Facts(WaitingFacts),
+}
+
+impl Asked {
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+}
+
 /// Hands the objects to the writer, some of them asked for ahead.
 fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn Tree>) -> Result<()> {
     let place = writer.driver.place.as_place();
@@ -254,7 +275,7 @@ fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn 
         None => None,
     };
     let mut items = Items::new(records)?;
-    let mut ahead: VecDeque<(Item, Option<Waiting>)> = VecDeque::new();
+    let mut ahead: VecDeque<(Item, Asked)> = VecDeque::new();
     let mut waiting = 0;
     while let Some(item) = items.next_item()? {
         writer.context.check()?;
@@ -264,13 +285,16 @@ fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn 
         };
         // What a directory holds is opened when its turn comes: that costs no round trip.
         let is_old = is_directory || known.is_some_and(|known| item.record.is_same_object(known));
-        let asked =
-            if is_old || item.record.is_archived() { None } else { Some(place.begin(&item.key, &item.record)?) };
-        waiting += usize::from(asked.is_some());
+        let asked = match is_old {
+            true => place.begin_facts(&item.key, &item.record).map_or(Asked::Nothing, Asked::Facts),
+            false if item.record.is_archived() => Asked::Nothing,
+            false => Asked::Content(place.begin(&item.key, &item.record)?),
+        };
+        waiting += usize::from(!asked.is_nothing());
         ahead.push_back((item, asked));
-        while waiting >= place.ahead_max() || ahead.front().is_some_and(|(_, asked)| asked.is_none()) {
+        while waiting >= place.ahead_max() || ahead.front().is_some_and(|(_, asked)| asked.is_nothing()) {
             let Some((item, asked)) = ahead.pop_front() else { break };
-            waiting -= usize::from(asked.is_some());
+            waiting -= usize::from(!asked.is_nothing());
             writer.write(item, asked)?;
         }
     }
@@ -379,10 +403,12 @@ struct Writer<'a> {
     sink: &'a mut dyn Sink,
     folder: Metadata,
     /// The open folders, each with the object of the same key, which waits for its place.
-    inside: Vec<(Vec<u8>, Option<(Item, Option<Waiting>)>)>,
+    inside: Vec<(Vec<u8>, Option<(Item, Asked)>)>,
     parent_cut_nanos: Option<i64>,
     losses: Losses,
     drained: Drained,
+    /// Objects that were taken over from the parent with all that is kept of them.
+    reused: u64,
 }
 
 impl Writer<'_> {
@@ -412,7 +438,7 @@ impl Writer<'_> {
     }
 
     /// Writes one object, or has it wait within the folder that its key also is.
-    fn write(&mut self, item: Item, asked: Option<Waiting>) -> Result<()> {
+    fn write(&mut self, item: Item, asked: Asked) -> Result<()> {
         if item.is_folder {
             self.go_to(&item.names.clone())?;
             self.inside.last_mut().ok_or_else(|| Error::internal("an object has an empty path"))?.1 =
@@ -425,13 +451,25 @@ impl Writer<'_> {
         self.write_here(&name, &item, asked)
     }
 
-    fn write_here(&mut self, name: &[u8], item: &Item, asked: Option<Waiting>) -> Result<()> {
-        let old = match asked {
-            Some(_) => None,
-            None => self.sink.parent(name)?,
+    fn write_here(&mut self, name: &[u8], item: &Item, asked: Asked) -> Result<()> {
+        let (asked, facts) = match asked {
+            Asked::Content(content) => (Some(content), None),
+            Asked::Facts(facts) => (None, Some(facts)),
+            Asked::Nothing => (None, None),
         };
+        let old = if asked.is_some() { None } else { self.sink.parent(name)? };
         if let Some(node) = old.filter(|node| is_unchanged(node, &item.record, self.parent_cut_nanos)) {
-            self.sink.reuse(name, &item.record.metadata(other_attributes(node)))?;
+            let mut attributes = other_attributes(node);
+            match facts.map(|facts| facts()).transpose()? {
+                None => self.reused += 1,
+                Some(Some(now)) => {
+                    // In which parts it was written cannot change.
+                    attributes.retain(|(name, _)| *name == wire::attribute_name("parts"));
+                    attributes.extend(now);
+                }
+                Some(None) => return self.losses.add(&item.key, "was deleted before its tags were read"),
+            }
+            self.sink.reuse(name, &item.record.metadata(attributes))?;
         } else if let Some(why) = unreadable(self.driver.place.as_place(), item) {
             return self.losses.add(&item.key, why);
         } else {
@@ -474,7 +512,7 @@ fn is_unchanged(node: &Node, record: &Record, parent_cut_nanos: Option<i64>) -> 
 }
 
 /// The attributes that a record does not know by itself.
-fn other_attributes(node: Node) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn other_attributes(node: Node) -> Attributes {
     let known = [wire::attribute_name("etag"), wire::attribute_name("version")];
     node.meta.xattrs.into_iter().filter(|(name, _)| !known.contains(name)).collect()
 }

@@ -156,7 +156,7 @@ pub(in super::super) async fn probe_splits(client: &Client, prefix: &str) -> Res
         for folder in spread(&page.prefixes) {
             // Not every clone goes on rightly behind a key that is not there.
             if let Ok(folder) = String::from_utf8(folder) {
-                splits.extend(client.first(What::Objects, &folder).await?);
+                splits.extend(client.first(What::Objects, &folder).await?.map(|first| first.key));
             }
         }
     }

@@ -15,8 +15,7 @@ use stillpoint_core::tree::Tree;
 use super::answers::Entry;
 use super::crew;
 use super::facts;
-use super::generic::ContentReader;
-use super::read::Reader;
+use super::read::{ContentReader, Reader};
 use super::request::Client;
 use super::s3::S3;
 use super::verbs::{self, Which};
@@ -73,10 +72,8 @@ pub(super) async fn copy_object(origin: &Origin<'_>, target: &Client, key: &[u8]
     let answer = origin.reader.client.head(which, None).await?;
     let mut attributes = facts::of_headers(&answer.headers);
     if answer.header("x-amz-tagging-count").is_none_or(|count| count != "0") {
-        let text = origin.reader.client.document(which, "tagging", "s3:GetObjectTagging").await?;
-        let tags = super::answers::tags(&text)?;
-        attributes
-            .extend((!tags.is_empty()).then(|| (crate::objects::wire::attribute_name("tags"), tags.into_bytes())));
+        let tags = origin.reader.tags(which).await?;
+        attributes.extend(tags.map(|tags| (crate::objects::wire::attribute_name("tags"), tags.into_bytes())));
     }
     let headers: Vec<_> = facts::to_headers(&attributes, true)
         .into_iter()

@@ -194,6 +194,7 @@ impl Objects {
         if holds {
             holds = allowed(try_list(What::Versions))?;
         }
+        allowed(s3.try_reading(holds))?;
         match versioning {
             Versioning::Enabled => {}
             Versioning::Suspended => warnings.push(

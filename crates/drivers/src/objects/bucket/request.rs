@@ -23,7 +23,7 @@ use super::sign::{self, Signed, Signer};
 use crate::objects::keys;
 
 /// How long a service may take to accept the next bytes, to begin an answer, and to send the next bytes of one.
-pub(super) const ANSWER_TIME_MAX: Duration = if cfg!(test) { Duration::from_secs(4) } else { Duration::from_secs(60) };
+pub(super) const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long it may take where it works on gigabytes before it answers: copies, and parts that become one object.
 const WORK_TIME_MAX: Duration = Duration::from_secs(15 * 60);
 /// What is handed to the connection at a time: as long as that goes on, a slow line is no dead one.
@@ -590,4 +590,55 @@ impl Pace {
 pub(in super::super) fn below(headers: &HeaderMap, prefix: &str) -> BTreeMap<String, Vec<u8>> {
     let pairs = headers.iter().filter_map(|(name, value)| Some((name.as_str().strip_prefix(prefix)?, value)));
     pairs.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    /// A service that takes a body of so many bytes in eight pieces, with pauses, and then answers or does not.
+    fn slow_service(size: usize, answers: bool) -> Client {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let (mut client, _) = listener.accept()?;
+            let mut byte = [0];
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                client.read_exact(&mut byte)?;
+                head.push(byte[0]);
+            }
+            let mut piece = vec![0; size / 8];
+            for _ in 0..8 {
+                std::thread::sleep(Duration::from_millis(200));
+                client.read_exact(&mut piece)?;
+            }
+            if answers {
+                client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
+            }
+            client.read_exact(&mut byte)
+        });
+        let options = [("endpoint", endpoint.as_str()), ("allow_http", "true"), ("skip_signature", "true")];
+        let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Client::new(&url::Url::parse("s3://bucket").unwrap(), &options, None).unwrap()
+    }
+
+    #[test]
+    fn a_slow_line_is_given_time_and_a_dead_one_is_not() {
+        let size = 64 << 20;
+        for answers in [true, false] {
+            let client = slow_service(size, answers);
+            let purpose = Purpose { verb: "write", privilege: "s3:PutObject" };
+            let mut request = Request::new(purpose, Method::PUT, Some(b"key")).body(vec![0; size]);
+            // All of the body takes longer.
+            request.silence_max = Duration::from_millis(700);
+            let sent = crate::trial::run(client.send_once(&request));
+            match answers {
+                true => drop(sent.map_err(|(error, _)| error).unwrap()),
+                false => assert_eq!(sent.unwrap_err().0.kind(), Kind::TimedOut),
+            }
+        }
+    }
 }

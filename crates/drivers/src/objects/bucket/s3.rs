@@ -18,12 +18,12 @@ use tokio::sync::Semaphore;
 
 use super::answers::{Entry, Versioning};
 use super::clock::Clock;
-use super::generic::ContentReader;
+use super::crew;
 use super::listing::{self, Chooser, Chosen, Listing, Moment};
-use super::read::Reader;
+use super::read::{ContentReader, Reader};
 use super::request::Client;
 use super::verbs::{What, Which};
-use crate::objects::client::{Fetched, Place, Skipped, Waiting};
+use crate::objects::client::{Fetched, Place, Skipped, Waiting, WaitingFacts};
 use crate::objects::config::Settings;
 use crate::objects::wire::{Location, RESTORE_KEY, Record, STAMP_KEY};
 
@@ -39,6 +39,8 @@ pub(in super::super) struct S3 {
     /// Where copies within the service go.
     pub mirror: Option<Box<Self>>,
     pub reader: Arc<Reader>,
+    /// Whether tags and the like of unchanged objects are asked for again.
+    refreshes: bool,
     clock: Mutex<Option<Clock>>,
     /// Keys at which the next listing is split, learned from an earlier one.
     splits: Mutex<Option<Vec<Vec<u8>>>>,
@@ -105,9 +107,11 @@ impl S3 {
             held_bytes: Default::default(),
             with_acl: settings.acl,
             with_tags: settings.tags,
+            tags: Default::default(),
         });
         let (clock, splits, connections) = (Mutex::default(), Mutex::default(), settings.connections);
-        Ok(Self { client, prefix, connections, mirror: None, reader, clock, splits, runtime: Some(runtime) })
+        let (refreshes, runtime) = (settings.refresh, Some(runtime));
+        Ok(Self { client, prefix, connections, mirror: None, reader, refreshes, clock, splits, runtime })
     }
 
     /// Where it is, for the summary of a point.
@@ -123,12 +127,9 @@ impl S3 {
 
     /// Runs a request on the bucket's own runtime; the caller's thread may be of any kind.
     pub fn wait<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        self.handle()?.spawn(async move {
-            // The receiver is gone only if its thread panicked; then nobody waits for the answer.
-            sender.send(work.await).ok();
-        });
-        receiver.recv().map_err(|error| Error::internal("a request ended without an answer").source(error))?
+        let (debt, owed) = crew::owed();
+        self.handle()?.spawn(async move { debt.pay(work.await) });
+        owed.wait()?
     }
 
     /// The key in the bucket.
@@ -262,6 +263,26 @@ impl S3 {
         Ok(seen)
     }
 
+    /// Tries what a drain will need to be allowed, on one object: to read it, and its tags.
+    pub fn try_reading(&self, versions: bool) -> Result<()> {
+        let (client, prefix, reader) = (self.client.clone(), self.prefix.clone(), self.reader.clone());
+        self.wait(async move {
+            let what = if versions { What::Versions } else { What::Objects };
+            let first = client.first(what, &prefix).await?.filter(|first| !first.is_marker);
+            let Some(first) = first.filter(|first| !super::request::has_dots(&first.key)) else { return Ok(()) };
+            let which = Which { key: &first.key, version: first.version.as_deref() };
+            let tried = async {
+                client.head(which, None).await?;
+                if reader.with_tags { reader.tags(which).await.map(drop) } else { Ok(()) }
+            };
+            match tried.await {
+                // It is the drain's matter if it is gone, or if the service does not know tags.
+                Err(error) if error.kind() != Kind::PermissionDenied && !error.is_temporary() => Ok(()),
+                other => other,
+            }
+        })
+    }
+
     /// Writes a small object of our own.
     fn put_ours(&self, key: &str, bytes: &[u8]) -> Result<()> {
         let (client, key, body) = (self.client.clone(), self.whole_key(key.as_bytes()), Bytes::copy_from_slice(bytes));
@@ -319,6 +340,10 @@ impl Place for S3 {
 
     fn begin(&self, key: &[u8], record: &Record) -> Result<Waiting> {
         Ok(self.reader.begin(self.whole_key(key), record.clone()))
+    }
+
+    fn begin_facts(&self, key: &[u8], record: &Record) -> Option<WaitingFacts> {
+        self.refreshes.then(|| self.reader.begin_facts(self.whole_key(key), record.clone()))
     }
 
     fn can_ask_for(&self, key: &[u8]) -> bool {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use reqwest::Method;
 use stillpoint_core::error::{Error, Kind, Result};
 
-use super::answers::{Element, Page, Versioning};
+use super::answers::{Element, Entry, Page, Versioning};
 use super::request::{Answer, Client, Purpose, Request};
 use super::sign;
 
@@ -79,10 +79,9 @@ impl Client {
         self.page(what, prefix, delimiter, next, PAGE_KEYS).await
     }
 
-    /// The first key below a prefix, if there is one; shows that listing is allowed.
-    pub async fn first(&self, what: What, prefix: &str) -> Result<Option<Vec<u8>>> {
-        let page = self.page(what, prefix, None, &[], "1").await?;
-        Ok(page.entries.into_iter().next().map(|entry| entry.key))
+    /// The first entry below a prefix, if there is one; shows that listing is allowed.
+    pub async fn first(&self, what: What, prefix: &str) -> Result<Option<Entry>> {
+        Ok(self.page(what, prefix, None, &[], "1").await?.entries.into_iter().next())
     }
 
     async fn page(

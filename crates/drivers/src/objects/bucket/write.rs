@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
 use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored};
@@ -16,7 +15,7 @@ use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{Node, Tree, TreePath};
 
 use super::answers::Versioning;
-use super::crew::{self, Memory};
+use super::crew::{self, Memory, Owed};
 use super::facts::{self, fact};
 use super::mirror;
 use super::revert;
@@ -268,26 +267,24 @@ impl Writer<'_> {
 
     fn send_parts(&self, key: &[u8], upload: &str, content: &mut dyn Read, sizes: &[u64]) -> Result<Vec<Part>> {
         let mut parts = Vec::with_capacity(sizes.len());
-        let mut on_their_way: VecDeque<Receiver<Result<Part>>> = VecDeque::new();
-        let mut end = |waiting: Receiver<Result<Part>>| -> Result<()> {
-            let ended = |error| Error::internal("a request ended without an answer").source(error);
-            parts.push(waiting.recv().map_err(ended)??);
+        let mut on_their_way: VecDeque<Owed<Result<Part>>> = VecDeque::new();
+        let mut end = |owed: Owed<Result<Part>>| -> Result<()> {
+            parts.push(owed.wait()??);
             Ok(())
         };
         for (index, &size) in sizes.iter().enumerate() {
             self.job.context.check()?;
             let taken = self.memory.take(size);
             let body = read_part(content, size)?;
-            let (sender, receiver) = sync_channel(1);
+            let (debt, owed) = crew::owed();
             let (client, key, upload) = (self.job.s3.client.clone(), key.to_vec(), upload.to_owned());
             self.job.s3.handle()?.spawn(async move {
                 let part = client.put_part(&key, &upload, index + 1, body).await;
                 // The part's bytes are memory until it has been sent.
                 drop(taken);
-                // Who asked may have given up.
-                sender.send(part).ok();
+                debt.pay(part);
             });
-            on_their_way.push_back(receiver);
+            on_their_way.push_back(owed);
             if on_their_way.len() >= PARTS_MAX
                 && let Some(first) = on_their_way.pop_front()
             {
