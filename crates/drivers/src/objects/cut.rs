@@ -514,7 +514,7 @@ fn prepare_s3(driver: &Objects, s3: &S3, state: &mut State) -> Result<()> {
         state.uploads_from = s3.uploads_from(prepared)?;
     }
     // A privilege that is missing is found out before anyone is held back.
-    s3.try_reading(state.holds)
+    s3.try_needed(state.holds, driver.settings.mode)
 }
 
 /// Begins the watch and lists the keys there are.

@@ -223,7 +223,7 @@ impl Moment {
         } else if dated > at {
             Side::PerhapsAfter
         } else if dated + difference + if is_cut_off { 999_999_999 } else { 0 } > at
-            || (is_cut_off && in_parts && time >= self.uploads_from)
+            || (is_cut_off && in_parts && dated + difference >= nanos(self.uploads_from))
         {
             Side::PerhapsBefore
         } else {

@@ -24,7 +24,7 @@ use super::read::{ContentReader, Reader};
 use super::request::Client;
 use super::verbs::{What, Which};
 use crate::objects::client::{Fetched, Place, Skipped, Waiting, WaitingFacts};
-use crate::objects::config::Settings;
+use crate::objects::config::{Mode, Settings};
 use crate::objects::wire::{Location, RESTORE_KEY, Record, STAMP_KEY};
 
 /// Clocks of several machines of one service differ by a little.
@@ -263,13 +263,15 @@ impl S3 {
         Ok(seen)
     }
 
-    /// Tries what a drain will need to be allowed, on one object: to read it, and its tags.
-    pub fn try_reading(&self, versions: bool) -> Result<()> {
+    /// Tries what a drain will need to be allowed: to list, and on one object to read it and its tags, unless the
+    /// point only refers to objects.
+    pub fn try_needed(&self, versions: bool, mode: Mode) -> Result<()> {
         let (client, prefix, reader) = (self.client.clone(), self.prefix.clone(), self.reader.clone());
         self.wait(async move {
             let what = if versions { What::Versions } else { What::Objects };
             let first = client.first(what, &prefix).await?.filter(|first| !first.is_marker);
-            let Some(first) = first.filter(|first| !super::request::has_dots(&first.key)) else { return Ok(()) };
+            let first = first.filter(|first| mode != Mode::Reference && !super::request::has_dots(&first.key));
+            let Some(first) = first else { return Ok(()) };
             let which = Which { key: &first.key, version: first.version.as_deref() };
             let tried = async {
                 client.head(which, None).await?;

@@ -158,9 +158,7 @@ fn what_cannot_get_better_is_said_at_once() {
     assert!(probe.missing_privileges.iter().any(|text| text.contains("s3:ListBucketVersions")), "{probe:?}");
     let denied =
         through(&bucket, |line| line.contains("versionId").then(|| answer("403 Forbidden", "", "AccessDenied")));
-    let driver = denied.open("p", json!({}));
-    let pinned = pin(&driver, 1);
-    let error = drain(&driver, &pinned, None).unwrap_err();
+    let error = prepare(&denied);
     assert!(
         error.to_string().contains("cannot read the object `p/")
             && error.hint_text().unwrap().contains("s3:GetObjectVersion")
