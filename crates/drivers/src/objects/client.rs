@@ -22,16 +22,22 @@ pub(super) struct Skipped {
     pub unfinished: u64,
 }
 
+/// Extended attributes, as they stand in a tree.
+pub(super) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What became of an object between the listing and the reading.
 pub(super) enum Fetched {
     /// It is there, and will be read as it was listed or be called torn.
-    Found(Box<dyn Content>, Vec<(Vec<u8>, Vec<u8>)>),
+    Found(Box<dyn Content>, Attributes),
     /// It is gone.
     Gone,
 }
 
 /// Waits for an object that was asked for.
 pub(super) type Waiting = Box<dyn FnOnce() -> Result<Fetched> + Send>;
+
+/// Waits for what is kept of an object beside its bytes; `None` if it is gone.
+pub(super) type WaitingFacts = Box<dyn FnOnce() -> Result<Option<Attributes>> + Send>;
 
 /// Where objects lie.
 pub(super) trait Place: Send + Sync {
@@ -40,6 +46,12 @@ pub(super) trait Place: Send + Sync {
 
     /// Asks for one object; what is returned waits for it.
     fn begin(&self, key: &[u8], record: &Record) -> Result<Waiting>;
+
+    /// Asks for what is kept of an object beside its bytes, where that may change and its bytes not, and is to be
+    /// followed.
+    fn begin_facts(&self, _key: &[u8], _record: &Record) -> Option<WaitingFacts> {
+        None
+    }
 
     /// Whether an object of this key can be asked for.
     fn can_ask_for(&self, _key: &[u8]) -> bool {

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use stillpoint_core::duration;
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::platform::Secret;
+
+/// Services accept no request that is dated further off.
+const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// What stands under the store in `platform.yaml`: either `path` or `url`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -36,6 +41,12 @@ pub struct Settings {
     /// Requests to the bucket in a second, at most; S3 only. Default: no limit but the service's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_second: Option<u32>,
+    /// How far the clock that dates the objects of a bucket may be from the one that dates the cut: a
+    /// service has several machines, and a proxy may show its own time. What is dated so close to the
+    /// cut is in doubt: new objects are kept, and of others the older content, both named. Default
+    /// `2s`; `0s` where one machine does it all.
+    #[serde(default = "clock_difference")]
+    pub clock_difference: String,
     /// What a point holds of a bucket; S3 only beyond `copy`.
     #[serde(default, skip_serializing_if = "Mode::is_copy")]
     pub mode: Mode,
@@ -46,6 +57,11 @@ pub struct Settings {
     /// Whether tags of objects are kept and restored; S3 only. Default true.
     #[serde(default = "yes")]
     pub tags: bool,
+    /// Whether tags, locks and access control lists of objects whose bytes did not change are asked for
+    /// again; S3 only, one or two requests for each object of every point. Default false: a point has them
+    /// as they were when the object was first read, and says so.
+    #[serde(default)]
+    pub refresh: bool,
     /// Whether access control lists of objects are kept and restored; S3 only, one request more for
     /// each object. Default false: buckets of today have none.
     #[serde(default)]
@@ -92,7 +108,16 @@ fn connections() -> usize {
     16
 }
 
+fn clock_difference() -> String {
+    "2s".to_owned()
+}
+
 impl Settings {
+    /// How far clocks may differ.
+    pub fn clock_difference(&self) -> Result<Duration> {
+        duration::parse(&self.clock_difference)
+    }
+
     /// Refuses what cannot name a store. After it, the settings hold.
     pub fn validate(&self) -> Result<()> {
         let wrong = |message: &str, hint: &str| Err(Error::new(Kind::Config, message).hint(hint));
@@ -118,6 +143,9 @@ impl Settings {
                 wrong("`requestsPerSecond` is 0", "leave it out, or 1 and more")
             }
             _ if !(1..=64).contains(&self.connections) => wrong("`connections` is out of range", "1 to 64"),
+            _ if self.clock_difference()? > CLOCK_DIFFERENCE_MAX => {
+                wrong("`clockDifference` is out of range", "0s to 15min: services refuse clocks that are further off")
+            }
             _ => Ok(()),
         }
     }

@@ -19,8 +19,8 @@ use stillpoint_core::position::Position;
 use stillpoint_core::tree::{FileTime, NodeKind, Tree, TreePath};
 
 use super::bucket::answers::Versioning;
+use super::bucket::listing::Moment;
 use super::bucket::s3::S3;
-use super::bucket::verbs::What;
 use super::client::Skipped;
 use super::config::Mode;
 use super::keys;
@@ -63,6 +63,8 @@ struct Pinned {
     /// Events that were taken after the cut.
     late: Vec<Event>,
     view: Option<Arc<View>>,
+    /// Keys of the view that the drain lost.
+    lost: Option<Arc<Sorted>>,
 }
 
 /// What the cut shows, once it was listed.
@@ -175,7 +177,9 @@ impl Objects {
             s3.learn_splits(&super::drain::first_keys(parent)?);
         }
         if let (Where::S3(s3), true) = (&self.place, pinned.holds) {
-            let view = Arc::new(self.versions_view(s3, context, pinned.at, state.uploads_from)?);
+            let (uploads_from, difference) = (state.uploads_from, self.settings.clock_difference()?);
+            let moment = Moment { at: pinned.at, uploads_from, difference };
+            let view = Arc::new(self.versions_view(s3, context, moment)?);
             pinned.view = Some(view.clone());
             return Ok(view);
         }
@@ -202,12 +206,24 @@ impl Objects {
         Ok(view)
     }
 
+    /// Remembers which keys of the view a drain lost.
+    pub(super) fn note_lost(&self, pin: &Pin, lost: Sorted) {
+        if let Some(pinned) = self.state().pinned.as_mut().filter(|pinned| pinned.pin.cut == pin.cut) {
+            pinned.lost = Some(Arc::new(lost));
+        }
+    }
+
+    /// The keys of the view that the drain lost, in the order of the tree; `None` before it.
+    pub(super) fn lost(&self, pin: &Pin) -> Option<Arc<Sorted>> {
+        self.state().pinned.as_ref().filter(|pinned| pinned.pin.cut == pin.cut)?.lost.clone()
+    }
+
     /// Of every key, the version that was the newest at the cut. Later ones are no losses: the older
     /// ones are still there.
-    fn versions_view(&self, s3: &S3, context: &Context, at: FileTime, uploads_from: FileTime) -> Result<View> {
+    fn versions_view(&self, s3: &S3, context: &Context, moment: Moment) -> Result<View> {
         let mut kept = Sorter::new(&self.scratch)?;
         let (mut doubtful, mut named) = (0u64, Vec::new());
-        let seen = s3.at_cut(context, at, uploads_from, &mut |key, record| {
+        let seen = s3.at_cut(context, moment, &mut |key, record| {
             if let Some(other) = &record.other {
                 doubtful += 1;
                 if named.len() < DOUBTS_MAX {
@@ -223,12 +239,13 @@ impl Objects {
         }
         if doubtful > 0 {
             notes.push(format!(
-                "of {doubtful} objects the service's times do not tell whether a write came before the cut or after it; \
-                 the first is in the point: {}",
+                "of {doubtful} objects the service's times do not tell whether a write came before the cut or after it \
+                 (clocks may differ by {}); the first is in the point: {}",
+                self.settings.clock_difference,
                 named.join("; ")
             ));
         }
-        Ok(View { records: kept.finish()?, at, losses: Vec::new(), notes, holds: true })
+        Ok(View { records: kept.finish()?, at: moment.at, losses: Vec::new(), notes, holds: true })
     }
 }
 
@@ -246,6 +263,8 @@ fn notes(skipped: &Skipped) -> Vec<String> {
 /// Decides for each object, and for each that is missing, what it was at the cut.
 struct Sieve<'a> {
     at: FileTime,
+    /// Until when, after the cut, the times of new objects do not tell that they came after it.
+    doubt_until: FileTime,
     knowledge: Option<(&'a Early, Late)>,
     parent: Option<&'a dyn Tree>,
     kept: Sorter,
@@ -255,6 +274,9 @@ struct Sieve<'a> {
     /// Objects of a bucket that were replaced since `prepare`, by their time before the cut.
     replaced: u64,
     replaced_named: Vec<String>,
+    /// New objects of a bucket that are dated after the cut by so little that they are kept.
+    soon: u64,
+    soon_named: Vec<String>,
     /// Keys that were there before the cut by name of a change, and that no list has shown yet.
     unseen: HashSet<&'a [u8]>,
 }
@@ -262,6 +284,8 @@ struct Sieve<'a> {
 enum Verdict {
     InView,
     Overwritten,
+    /// New, and dated after the cut by less than clocks may differ.
+    SoonAfter,
     LaterObject,
 }
 
@@ -275,10 +299,28 @@ impl<'a> Sieve<'a> {
         let unseen = knowledge.as_ref().map_or_else(HashSet::new, |(early, _)| {
             early.known.iter().filter(|(_, there)| **there).map(|(key, _)| key.as_slice()).collect()
         });
-        let kept = Sorter::new(&driver.scratch)?;
-        let (losses, replaced_named) = (Vec::new(), Vec::new());
-        let (losses_more, left_out, replaced) = (0, 0, 0);
-        Ok(Self { at, knowledge, parent, kept, losses, losses_more, left_out, replaced, replaced_named, unseen })
+        let difference = match driver.place {
+            Where::Directory(_) => Duration::ZERO,
+            Where::Bucket(_) | Where::S3(_) => driver.settings.clock_difference()?,
+        };
+        let nanos = u64::from(at.nanos) + u64::from(difference.subsec_nanos());
+        let seconds = difference.as_secs() + nanos / 1_000_000_000;
+        let seconds = at.seconds.saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX));
+        Ok(Self {
+            at,
+            doubt_until: FileTime { seconds, nanos: (nanos % 1_000_000_000) as u32 },
+            knowledge,
+            parent,
+            kept: Sorter::new(&driver.scratch)?,
+            losses: Vec::new(),
+            losses_more: 0,
+            left_out: 0,
+            replaced: 0,
+            replaced_named: Vec::new(),
+            soon: 0,
+            soon_named: Vec::new(),
+            unseen,
+        })
     }
 
     fn run(mut self, now: Sorted, before: Option<&Sorted>) -> Result<View> {
@@ -331,6 +373,13 @@ impl<'a> Sieve<'a> {
             Verdict::Overwritten => {
                 self.lose(&key, "was overwritten after the cut; the point holds the newer content");
             }
+            // One too many harms nobody, one too few does.
+            Verdict::SoonAfter => {
+                self.soon += 1;
+                if self.soon_named.len() < DOUBTS_MAX {
+                    self.soon_named.push(format!("`{}`", keys::shown(&key)));
+                }
+            }
             // Times are cut off to the second, and those of uploads in parts are those of their begin: the write may
             // have come after the cut.
             Verdict::InView if was_listed && record.file.is_none() => {
@@ -365,6 +414,7 @@ impl<'a> Sieve<'a> {
             return match record.changed_time() <= self.at {
                 true => Verdict::InView,
                 false if before => Verdict::Overwritten,
+                false if record.changed_time() <= self.doubt_until => Verdict::SoonAfter,
                 false => Verdict::LaterObject,
             };
         };
@@ -420,11 +470,19 @@ impl<'a> Sieve<'a> {
                 self.replaced_named.join(", ")
             ));
         }
+        if self.soon > 0 {
+            notes.push(format!(
+                "{} new objects are dated after the cut by less than clocks may differ, and are in the point: {}",
+                self.soon,
+                self.soon_named.join(", ")
+            ));
+        }
         Ok(View { records: self.kept.finish()?, at: self.at, losses: self.losses, notes, holds: false })
     }
 }
 
-fn next_of(entries: &mut Option<Entries>) -> Result<Option<Entry>> {
+/// The next entry of a list that may be absent.
+pub(super) fn next_of(entries: &mut Option<Entries>) -> Result<Option<Entry>> {
     entries.as_mut().map_or(Ok(None), Entries::next_entry)
 }
 
@@ -454,11 +512,9 @@ fn prepare_s3(driver: &Objects, s3: &S3, state: &mut State) -> Result<()> {
     if state.holds {
         // Looked at after the time was read, so that what begins between the two is dated later than it.
         state.uploads_from = s3.uploads_from(prepared)?;
-        // A privilege that is missing is found out before anyone is held back.
-        let (client, prefix) = (s3.client.clone(), s3.prefix.clone());
-        s3.wait(async move { client.first(What::Versions, &prefix).await.map(drop) })?;
     }
-    Ok(())
+    // A privilege that is missing is found out before anyone is held back.
+    s3.try_needed(state.holds, driver.settings.mode)
 }
 
 /// Begins the watch and lists the keys there are.
@@ -553,7 +609,7 @@ pub(super) fn cut(driver: &Objects, context: &Context, cut: &CutId) -> Result<Pi
         .map_err(|error| Error::internal("the clock shows no time").source(error))?;
     let position = watched.unwrap_or_else(|| Position::new("time", time.to_string()));
     let pin = Pin { cut: cut.clone(), position, remains: Vec::new() };
-    state.pinned = Some(Pinned { pin: pin.clone(), at, holds: state.holds, late: Vec::new(), view: None });
+    state.pinned = Some(Pinned { pin: pin.clone(), at, holds: state.holds, late: Vec::new(), view: None, lost: None });
     Ok(pin)
 }
 

@@ -2,15 +2,16 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 
 use stillpoint_core::driver::{Context, Drained, Edge, EdgeQuery, Loss, Pin};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{self, FileTime, Metadata, Node, NodeKind, Sink, Tree, TreePath};
 
 use super::bucket::{mirror, policy};
-use super::client::{Fetched, Place, Waiting};
+use super::client::{Attributes, Fetched, Place, Waiting, WaitingFacts};
 use super::config::Mode;
-use super::cut::View;
+use super::cut::{View, next_of};
 use super::spool::{Entries, Sorted, Sorter};
 use super::wire::{self, HOW_TO, MANIFEST, OBJECTS, Record, SCHEMA, SUMMARY, Summary};
 use super::{Objects, Where, keys};
@@ -34,30 +35,37 @@ pub(super) struct Item {
 /// Losses that are listed one by one; the rest is counted.
 const LOSSES_MAX: usize = 1_000;
 
-/// What is lost, of which only the first are kept: it may be all of a bucket.
-#[derive(Default)]
+/// What is lost: all keys, of which only the first are listed for people. It may be all of a bucket.
 pub(super) struct Losses {
     listed: Vec<Loss>,
     more: u64,
+    keys: Sorter,
 }
 
 impl Losses {
+    /// None yet; keys spill into `scratch`.
+    pub fn new(scratch: &Path) -> Result<Self> {
+        Ok(Self { listed: Vec::new(), more: 0, keys: Sorter::new(scratch)? })
+    }
+
     /// Notes a loss.
-    pub fn add(&mut self, key: &[u8], why: &str) {
+    pub fn add(&mut self, key: &[u8], why: &str) -> Result<()> {
         if self.listed.len() < LOSSES_MAX {
             self.listed.push(Loss { what: keys::shown(key), why: why.to_owned() });
         } else {
             self.more += 1;
         }
+        self.keys.push(keys::sort_key(&keys::escape(key)), Vec::new())
     }
 
-    /// The losses to report.
-    pub fn into_list(mut self) -> Vec<Loss> {
+    /// The losses to report, and the keys of all in the order of the tree.
+    pub fn finish(self) -> Result<(Vec<Loss>, Sorted)> {
+        let mut listed = self.listed;
         if self.more > 0 {
             let what = format!("{} more objects", self.more);
-            self.listed.push(Loss { what, why: "are lost for reasons like those above".to_owned() });
+            listed.push(Loss { what, why: "are lost for reasons like those above".to_owned() });
         }
-        self.listed
+        Ok((listed, self.keys.finish()?))
     }
 }
 
@@ -172,18 +180,19 @@ pub(super) fn drain(
     let view = driver.view(context, pin, parent)?;
     let mut drained = Drained { unit: "objects".to_owned(), losses: view.losses.clone(), ..Drained::default() };
     drained.notes.clone_from(&view.notes);
-    let copied = match &driver.place {
-        Where::S3(s3) => match &s3.mirror {
-            Some(mirror) => Some(mirror::copy(driver, s3, mirror, context, &view.records, parent, &mut drained)?),
-            None => None,
-        },
+    let narrowed = match (&driver.place, driver.settings.mode) {
+        (Where::S3(s3), Mode::Mirror) => {
+            let mirror = s3.mirror.as_ref().ok_or_else(|| Error::internal("a mirror without its bucket"))?;
+            Some(mirror::copy(driver, s3, mirror, context, &view.records, parent, &mut drained)?)
+        }
+        (_, Mode::Reference) => Some(readable(driver, &view.records)?),
         _ => None,
     };
-    let readable = match driver.settings.mode {
-        Mode::Reference => Some(readable(driver, &view.records, &mut drained)?),
-        _ => None,
+    let (narrowed, losses) = match narrowed {
+        Some((records, losses)) => (Some(records), losses),
+        None => (None, Losses::new(&driver.scratch)?),
     };
-    let records = copied.as_ref().or(readable.as_ref()).unwrap_or(&view.records);
+    let records = narrowed.as_ref().unwrap_or(&view.records);
     let summary = summarise(driver, records, &view, &mut drained)?;
     context.expect_bytes(summary.bytes);
     let stream = Metadata::stream(view.at);
@@ -194,43 +203,67 @@ pub(super) fn drain(
     sink.enter(MANIFEST, &folder)?;
     write_manifest(context, records, view.at, sink)?;
     sink.leave()?;
-    if !driver.settings.mode.is_copy() {
+    let losses = if driver.settings.mode.is_copy() {
+        sink.enter(OBJECTS, &folder)?;
+        let parent_cut_nanos = match parent {
+            Some(parent) => parent_summary(parent)?.map(|summary| summary.cut_nanos),
+            None => None,
+        };
+        let inside = Vec::new();
+        let mut writer = Writer { driver, context, sink, folder, inside, parent_cut_nanos, losses, drained, reused: 0 };
+        write_objects(&mut writer, records, parent)?;
+        writer.sink.leave()?;
+        drained = writer.drained;
+        drained.notes.extend(notes(driver, &view, writer.reused));
+        writer.losses
+    } else {
         (drained.items, drained.bytes) = (summary.objects, summary.bytes);
         context.advance(summary.bytes, summary.objects);
-        return Ok(drained);
+        losses
+    };
+    let (listed, lost) = losses.finish()?;
+    drained.losses.extend(listed);
+    driver.note_lost(pin, lost);
+    Ok(drained)
+}
+
+/// What people should know of how the bytes were read.
+fn notes(driver: &Objects, view: &View, reused: u64) -> Vec<String> {
+    let mut notes = Vec::new();
+    if matches!(driver.place, Where::S3(_)) && reused > 0 {
+        notes.push(format!(
+            "tags, locks and grants of {reused} unchanged objects are those of when they were first read: `refresh: \
+             true` asks again"
+        ));
     }
-    sink.enter(OBJECTS, &folder)?;
     if !matches!(driver.place, Where::Directory(_)) && !view.holds {
-        drained.notes.push(
+        notes.push(
             "nothing holds a bucket without versions: an object that was written between the listing before the cut \
              and the cut, and overwritten or deleted after it, is missing without being named"
                 .to_owned(),
         );
     }
-    let parent_cut_nanos = match parent {
-        Some(parent) => parent_summary(parent)?.map(|summary| summary.cut_nanos),
-        None => None,
-    };
-    let mut writer = Writer {
-        driver,
-        context,
-        sink,
-        folder,
-        inside: Vec::new(),
-        parent_cut_nanos,
-        losses: Losses::default(),
-        drained,
-    };
-    write_objects(&mut writer, records, parent)?;
-    let mut drained = writer.drained;
-    drained.losses.extend(writer.losses.into_list());
-    sink.leave()?;
     if let Where::S3(s3) = &driver.place
         && let (_, repeated @ 1..) = s3.client.counts()
     {
-        drained.notes.push(format!("{repeated} requests failed at first and were sent again"));
+        notes.push(format!("{repeated} requests failed at first and were sent again"));
     }
-    Ok(drained)
+    notes
+}
+
+/// What is on its way of an object before its turn comes.
+enum Asked {
+    Nothing,
+    /// All of it.
+    Content(Waiting),
+    /// What is kept beside its bytes, which the parent point has.
+    Facts(WaitingFacts),
+}
+
+impl Asked {
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
 }
 
 /// Hands the objects to the writer, some of them asked for ahead.
@@ -242,7 +275,7 @@ fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn 
         None => None,
     };
     let mut items = Items::new(records)?;
-    let mut ahead: VecDeque<(Item, Option<Waiting>)> = VecDeque::new();
+    let mut ahead: VecDeque<(Item, Asked)> = VecDeque::new();
     let mut waiting = 0;
     while let Some(item) = items.next_item()? {
         writer.context.check()?;
@@ -252,13 +285,16 @@ fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn 
         };
         // What a directory holds is opened when its turn comes: that costs no round trip.
         let is_old = is_directory || known.is_some_and(|known| item.record.is_same_object(known));
-        let asked =
-            if is_old || item.record.is_archived() { None } else { Some(place.begin(&item.key, &item.record)?) };
-        waiting += usize::from(asked.is_some());
+        let asked = match is_old {
+            true => place.begin_facts(&item.key, &item.record).map_or(Asked::Nothing, Asked::Facts),
+            false if item.record.is_archived() => Asked::Nothing,
+            false => Asked::Content(place.begin(&item.key, &item.record)?),
+        };
+        waiting += usize::from(!asked.is_nothing());
         ahead.push_back((item, asked));
-        while waiting >= place.ahead_max() || ahead.front().is_some_and(|(_, asked)| asked.is_none()) {
+        while waiting >= place.ahead_max() || ahead.front().is_some_and(|(_, asked)| asked.is_nothing()) {
             let Some((item, asked)) = ahead.pop_front() else { break };
-            waiting -= usize::from(asked.is_some());
+            waiting -= usize::from(!asked.is_nothing());
             writer.write(item, asked)?;
         }
     }
@@ -270,17 +306,16 @@ fn write_objects(writer: &mut Writer<'_>, records: &Sorted, parent: Option<&dyn 
 }
 
 /// The list without what no restore could read.
-fn readable(driver: &Objects, records: &Sorted, drained: &mut Drained) -> Result<Sorted> {
-    let (mut kept, mut losses) = (Sorter::new(&driver.scratch)?, Losses::default());
+fn readable(driver: &Objects, records: &Sorted) -> Result<(Sorted, Losses)> {
+    let (mut kept, mut losses) = (Sorter::new(&driver.scratch)?, Losses::new(&driver.scratch)?);
     let mut items = Items::new(records)?;
     while let Some(item) = items.next_item()? {
         match unreadable(driver.place.as_place(), &item) {
-            Some(why) => losses.add(&item.key, why),
+            Some(why) => losses.add(&item.key, why)?,
             None => kept.push(keys::sort_key(&item.names), item.record.to_bytes()?)?,
         }
     }
-    drained.losses.extend(losses.into_list());
-    kept.finish()
+    Ok((kept.finish()?, losses))
 }
 
 /// Why an object cannot be read at all.
@@ -368,10 +403,12 @@ struct Writer<'a> {
     sink: &'a mut dyn Sink,
     folder: Metadata,
     /// The open folders, each with the object of the same key, which waits for its place.
-    inside: Vec<(Vec<u8>, Option<(Item, Option<Waiting>)>)>,
+    inside: Vec<(Vec<u8>, Option<(Item, Asked)>)>,
     parent_cut_nanos: Option<i64>,
     losses: Losses,
     drained: Drained,
+    /// Objects that were taken over from the parent with all that is kept of them.
+    reused: u64,
 }
 
 impl Writer<'_> {
@@ -401,7 +438,7 @@ impl Writer<'_> {
     }
 
     /// Writes one object, or has it wait within the folder that its key also is.
-    fn write(&mut self, item: Item, asked: Option<Waiting>) -> Result<()> {
+    fn write(&mut self, item: Item, asked: Asked) -> Result<()> {
         if item.is_folder {
             self.go_to(&item.names.clone())?;
             self.inside.last_mut().ok_or_else(|| Error::internal("an object has an empty path"))?.1 =
@@ -414,16 +451,27 @@ impl Writer<'_> {
         self.write_here(&name, &item, asked)
     }
 
-    fn write_here(&mut self, name: &[u8], item: &Item, asked: Option<Waiting>) -> Result<()> {
-        let old = match asked {
-            Some(_) => None,
-            None => self.sink.parent(name)?,
+    fn write_here(&mut self, name: &[u8], item: &Item, asked: Asked) -> Result<()> {
+        let (asked, facts) = match asked {
+            Asked::Content(content) => (Some(content), None),
+            Asked::Facts(facts) => (None, Some(facts)),
+            Asked::Nothing => (None, None),
         };
+        let old = if asked.is_some() { None } else { self.sink.parent(name)? };
         if let Some(node) = old.filter(|node| is_unchanged(node, &item.record, self.parent_cut_nanos)) {
-            self.sink.reuse(name, &item.record.metadata(other_attributes(node)))?;
+            let mut attributes = other_attributes(node);
+            match facts.map(|facts| facts()).transpose()? {
+                None => self.reused += 1,
+                Some(Some(now)) => {
+                    // In which parts it was written cannot change.
+                    attributes.retain(|(name, _)| *name == wire::attribute_name("parts"));
+                    attributes.extend(now);
+                }
+                Some(None) => return self.losses.add(&item.key, "was deleted before its tags were read"),
+            }
+            self.sink.reuse(name, &item.record.metadata(attributes))?;
         } else if let Some(why) = unreadable(self.driver.place.as_place(), item) {
-            self.losses.add(&item.key, why);
-            return Ok(());
+            return self.losses.add(&item.key, why);
         } else {
             let waiting = match asked {
                 Some(waiting) => waiting,
@@ -435,10 +483,7 @@ impl Writer<'_> {
                     self.drained.bytes_read += item.record.size;
                     self.sink.file(name, &meta, Some(item.record.size), content)?;
                 }
-                Fetched::Gone => {
-                    self.losses.add(&item.key, "was deleted before it was read");
-                    return Ok(());
-                }
+                Fetched::Gone => return self.losses.add(&item.key, "was deleted before it was read"),
             }
         }
         self.drained.items += 1;
@@ -467,7 +512,7 @@ fn is_unchanged(node: &Node, record: &Record, parent_cut_nanos: Option<i64>) -> 
 }
 
 /// The attributes that a record does not know by itself.
-fn other_attributes(node: Node) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn other_attributes(node: Node) -> Attributes {
     let known = [wire::attribute_name("etag"), wire::attribute_name("version")];
     node.meta.xattrs.into_iter().filter(|(name, _)| !known.contains(name)).collect()
 }
@@ -501,10 +546,19 @@ pub(super) fn edges(
         return Ok(());
     };
     let view = driver.view(context, pin, None)?;
+    // What the point lost while it was read does not hold any reference.
+    let lost = driver.lost(pin);
+    let mut lost = lost.as_ref().map(|lost| lost.entries()).transpose()?;
+    let mut next_lost = next_of(&mut lost)?;
     let mut entries = view.records.entries()?;
     while let Some((key, _)) = entries.next_entry()? {
         context.check()?;
-        yield_key(keys::unescape(&keys::split_sort_key(&key))?)?;
+        while next_lost.as_ref().is_some_and(|(lost, _)| *lost < key) {
+            next_lost = next_of(&mut lost)?;
+        }
+        if next_lost.as_ref().is_none_or(|(lost, _)| *lost != key) {
+            yield_key(keys::unescape(&keys::split_sort_key(&key))?)?;
+        }
     }
     Ok(())
 }

@@ -3,15 +3,14 @@
 //! | question | answer |
 //! |---|---|
 //! | what a cut means | the objects that were there at that moment; later ones are left out |
-//! | pin | watched: nothing holds objects; what was overwritten or deleted since the cut is found and named |
-//! | position | directory: the watch's count of changes. Bucket: none |
+//! | pin | set: versions of S3 hold the view. Others watched: what was overwritten or deleted since the cut is found and named |
+//! | position | directory: the watch's count of changes. Bucket: the service's time |
 //! | incremental | an object whose inode and times (directory) or tag and version (bucket) are those of the parent is not read again |
-//! | way back | directory: beside and exchanged in one step, the old one stays. Bucket: into an empty prefix |
-//! | versions | buckets: what the `object_store` crate speaks: S3 and its clones, GCS, Azure |
+//! | way back | directory: beside and exchanged in one step, the old one stays. Bucket: into an empty prefix; S3 with versions set back in place |
+//! | versions | S3 and its clones by our own client; GCS and Azure by the `object_store` crate |
 //! | privileges | directory: read all files; list and read for buckets, write to restore |
 //!
-//! Keys become paths by [`keys`]; listings of any length are sorted on disk by [`spool`]. Versions of
-//! a bucket are not listed yet, so that a bucket with versioning is read as one without.
+//! Keys become paths by [`keys`]; listings of any length are sorted on disk by [`spool`].
 
 mod bucket;
 mod client;

@@ -135,12 +135,16 @@ fn into_directory(
         std::fs::File::open(folder).and_then(|folder| folder.sync_all()).or_io(what)?;
         swap(&swapping, &target, &kept, occupied.is_some(), restored)
     });
-    if loaded.is_err() {
-        // The failure is reported; what stays behind under this name is replaced by the next try.
-        remove(&staging).ok();
-        remove(&with_ending(&staging, "-plain")).ok();
+    // What stays behind under these names is replaced by the next try.
+    loaded.map_err(|error| without(&staging, without(&with_ending(&staging, "-plain"), error)))
+}
+
+/// Removes what a failed restore leaves; a failure of that goes with the first one.
+fn without(path: &Path, error: Error) -> Error {
+    match remove(path) {
+        Ok(()) => error,
+        Err(left) => error.context("left behind", left),
     }
-    loaded
 }
 
 fn is_mount_point(target: &Path, parent: &Path) -> bool {
@@ -256,10 +260,7 @@ fn swap(loaded: &Path, target: &Path, kept: &Path, occupied: bool, mut restored:
         if busy { error.hint("a mount point cannot be replaced: name a directory below it as `path`") } else { error }
     };
     // Only where `loaded` surely holds what was loaded.
-    let discarded = |error: std::io::Error| {
-        remove(loaded).ok();
-        failed(error)
-    };
+    let discarded = |error: std::io::Error| without(loaded, failed(error));
     let taken_back = |error: std::io::Error, undone: rustix::io::Result<()>, old: &Path, new: &Path| match undone {
         Ok(()) => discarded(error),
         Err(errno) => failed(error).context("taking it back failed too", errno).hint(format!(
@@ -275,10 +276,8 @@ fn swap(loaded: &Path, target: &Path, kept: &Path, occupied: bool, mut restored:
         match exchange() {
             Ok(()) => {
                 // What was the target has the other name now.
-                let is_empty = !occupied && {
-                    std::fs::remove_file(loaded.join(STAMP_KEY)).ok();
-                    std::fs::remove_dir(loaded).is_ok()
-                };
+                let is_empty =
+                    !occupied && remove(&loaded.join(STAMP_KEY)).is_ok() && std::fs::remove_dir(loaded).is_ok();
                 if !is_empty {
                     std::fs::rename(loaded, kept).map_err(|error| taken_back(error, exchange(), loaded, target))?;
                     restored.kept_old.push(kept.display().to_string());

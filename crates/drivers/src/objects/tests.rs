@@ -30,8 +30,10 @@ fn open(path: &Path) -> Arc<dyn Driver> {
 
 /// A driver on a bucket in memory.
 fn open_bucket(store: &Arc<object_store::memory::InMemory>, prefix: &str, scratch: &Path) -> Arc<dyn Driver> {
-    let settings: Settings =
-        serde_json::from_value(json!({ "url": format!("s3://bucket/{prefix}"), "connections": 3 })).unwrap();
+    let settings: Settings = serde_json::from_value(
+        json!({ "url": format!("s3://bucket/{prefix}"), "connections": 3, "clockDifference": "0s" }),
+    )
+    .unwrap();
     let bucket = Bucket::new(store.clone(), object_store::path::Path::from(prefix), 3).unwrap();
     let place = Where::Bucket(bucket);
     let objects = Objects { settings, scratch: scratch.to_owned(), place, state: Mutex::default() };

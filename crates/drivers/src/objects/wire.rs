@@ -52,7 +52,7 @@ pub(super) struct Record {
     /// Storage class, where it is not the usual one.
     #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
-    /// The version that the cut may have shown instead, or `absent`: the times do not tell.
+    /// The version that the cut may have shown instead, or `absent` or `deleted`: the times do not tell.
     #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
     pub other: Option<String>,
     /// Version of the copy in the mirror.

@@ -99,6 +99,8 @@ pub(in super::super) struct Entry {
     /// `None` in a plain listing.
     pub version: Option<String>,
     pub is_marker: bool,
+    /// Whether the service calls it the newest of its key.
+    pub is_latest: bool,
     /// Seconds and nanoseconds.
     pub modified: (i64, u32),
     pub etag: Option<String>,
@@ -170,6 +172,7 @@ fn entry(element: &Element, encoded: bool) -> Result<Entry> {
         key: key(element.text_of("Key"), encoded)?,
         version: some("VersionId"),
         is_marker,
+        is_latest: element.text_of("IsLatest") == "true",
         modified: (modified.as_second(), modified.subsec_nanosecond().unsigned_abs()),
         etag: some("ETag"),
         size: if is_marker { 0 } else { size.parse().map_err(|_| wrong("size", size))? },

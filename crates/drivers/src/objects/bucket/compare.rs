@@ -11,7 +11,6 @@ use stillpoint_core::driver::{Context, Verification};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{Node, NodeKind, Tree, TreePath};
 
-use super::answers;
 use super::crew;
 use super::facts::{self, fact};
 use super::mirror;
@@ -182,17 +181,14 @@ fn compare(
     }
     // A point of a directory, or of another kind of bucket, knows less of its objects.
     let Some(node) = source.get(&path)?.filter(|_| stored.etag.is_some()) else { return Ok(None) };
-    let (client, whole, with_tags) = (s3.client.clone(), s3.whole_key(key), driver.settings.tags);
+    let (reader, whole, with_tags) = (s3.reader.clone(), s3.whole_key(key), driver.settings.tags);
     let has_tags = fact(&node.meta.xattrs, "tags").is_some();
     let here = s3.wait(async move {
-        let answer = client.head(Which::newest(&whole), None).await?;
+        let answer = reader.client.head(Which::newest(&whole), None).await?;
         let mut attributes = facts::of_headers(&answer.headers);
         if with_tags && (has_tags || answer.header("x-amz-tagging-count").is_some_and(|count| count != "0")) {
-            let text = client.document(Which::newest(&whole), "tagging", "s3:GetObjectTagging").await?;
-            let tags = answers::tags(&text)?;
-            if !tags.is_empty() {
-                attributes.push((crate::objects::wire::attribute_name("tags"), tags.into_bytes()));
-            }
+            let tags = reader.tags(Which::newest(&whole)).await?;
+            attributes.extend(tags.map(|tags| (crate::objects::wire::attribute_name("tags"), tags.into_bytes())));
         }
         Ok(attributes)
     })?;

@@ -1,7 +1,7 @@
 //! Threads that each do one piece of work after the other and mostly wait; and the memory that they
 //! share. Knows no service.
 
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex};
 
 use stillpoint_core::driver::Context;
@@ -53,6 +53,32 @@ pub(in super::super) fn each<T: Send>(
     }
 }
 
+/// One value that a task owes a thread: who pays it, and who waits for it.
+pub(in super::super) fn owed<T>() -> (Debt<T>, Owed<T>) {
+    let (sender, receiver) = sync_channel(1);
+    (Debt(sender), Owed(receiver))
+}
+
+/// See [`owed`].
+pub(in super::super) struct Debt<T>(SyncSender<T>);
+
+impl<T> Debt<T> {
+    /// Hands the value over. Who waited for it may have given up: then nobody needs it.
+    pub fn pay(self, value: T) {
+        drop(self.0.send(value));
+    }
+}
+
+/// See [`owed`].
+pub(in super::super) struct Owed<T>(Receiver<T>);
+
+impl<T> Owed<T> {
+    /// Waits for the value; fails if its task ended without.
+    pub fn wait(self) -> Result<T> {
+        self.0.recv().map_err(|error| Error::internal("a request ended without an answer").source(error))
+    }
+}
+
 /// Memory that threads take and give back.
 #[derive(Clone)]
 pub(in super::super) struct Memory(Arc<Counted>);
@@ -94,6 +120,16 @@ impl Drop for Taken {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_task_that_ends_without_an_answer_is_a_failure() {
+        let (debt, owed) = super::owed();
+        debt.pay(7);
+        assert_eq!(owed.wait().unwrap(), 7);
+        let (debt, owed) = super::owed::<u8>();
+        drop(debt);
+        assert_eq!(owed.wait().unwrap_err().message(), "a request ended without an answer");
+    }
 
     #[test]
     fn all_is_done_once_and_the_first_failure_ends_it() {

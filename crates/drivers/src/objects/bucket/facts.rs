@@ -4,6 +4,7 @@ use reqwest::header::HeaderMap;
 use stillpoint_core::error::{Error, Kind, Result};
 
 use super::request::below;
+use crate::objects::client::Attributes;
 use crate::objects::wire;
 
 /// Facts and the headers that carry them, both ways.
@@ -26,9 +27,6 @@ const OTHER: [(&str, &str); 5] = [
 ];
 const META: &str = "x-amz-meta-";
 const CHECKSUM: &str = "x-amz-checksum-";
-
-/// Extended attributes, as they stand in a tree.
-pub(in super::super) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What an answer's headers say of the object.
 pub(super) fn of_headers(headers: &HeaderMap) -> Attributes {

@@ -20,6 +20,8 @@ use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{Content, ContentEnd};
 
+use super::crew;
+use super::read::{Arrived, ContentReader};
 use crate::objects::client::{Fetched, Place, Skipped, Waiting};
 use crate::objects::keys;
 use crate::objects::wire::{self, Record, STAMP_KEY};
@@ -141,13 +143,9 @@ fn wait_on<T: Send + 'static>(
     handle: &tokio::runtime::Handle,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T> {
-    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    handle.spawn(async move {
-        // The receiver is gone only if its thread panicked; then nobody waits for the answer.
-        sender.send(tokio::time::timeout(REQUEST_TIME_MAX, work).await).ok();
-    });
-    let answer = receiver.recv().map_err(|error| Error::internal("a request ended without an answer").source(error))?;
-    answer.map_err(|_| too_slow())
+    let (debt, owed) = crew::owed();
+    handle.spawn(async move { debt.pay(tokio::time::timeout(REQUEST_TIME_MAX, work).await) });
+    owed.wait()?.map_err(|_| too_slow())
 }
 
 fn too_slow() -> Error {
@@ -273,18 +271,16 @@ impl Place for Bucket {
     fn begin(&self, key: &[u8], record: &Record) -> Result<Waiting> {
         let runtime = self.runtime.as_ref().ok_or_else(|| Error::internal("the bucket was closed"))?;
         let (handle, key, left) = (runtime.handle().clone(), key.to_vec(), record.size);
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let (debt, owed) = crew::owed();
         let (slots, request) = (self.slots.clone(), get(self.store.clone(), self.location(&key)?, record.clone()));
         handle.spawn(async move {
             let slot = slots.acquire().await;
             let answer = tokio::time::timeout(REQUEST_TIME_MAX, request).await;
             drop(slot);
-            // Who asked may have given up.
-            sender.send(answer).ok();
+            debt.pay(answer);
         });
         Ok(Box::new(move || {
-            let ended = |error| Error::internal("a request ended without an answer").source(error);
-            let answer = receiver.recv().map_err(ended)?.map_err(|_| too_slow())?;
+            let answer = owed.wait()?.map_err(|_| too_slow())?;
             let (body, replaced) = answer.map_err(|error| failed("read", &key, error))?;
             let why = replaced.then(|| "was replaced while the point was taken".to_owned());
             let (rest, stream, attributes) = match body {
@@ -292,7 +288,7 @@ impl Place for Bucket {
                 Body::Small(bytes, attributes) => (bytes, None, attributes),
                 Body::Stream(stream, attributes) => (Bytes::new(), Some((handle, stream)), attributes),
             };
-            let content = BucketContent { key, left, why, rest, stream };
+            let content = BucketContent { key, arrived: Arrived::new(left, rest, why), stream };
             Ok(Fetched::Found(Box::new(content), attributes_to_store(&attributes)))
         }))
     }
@@ -342,43 +338,26 @@ type Stream = (tokio::runtime::Handle, BoxStream<'static, object_store::Result<B
 /// An object's bytes as they arrive.
 struct BucketContent {
     key: Vec<u8>,
-    left: u64,
-    why: Option<String>,
-    rest: Bytes,
+    arrived: Arrived,
     stream: Option<Stream>,
 }
 
 impl Content for BucketContent {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        while self.rest.is_empty() {
+        while self.arrived.is_empty() {
             let Some((handle, mut stream)) = self.stream.take() else { return Ok(0) };
             let (stream, next) = wait_on(&handle, async move {
                 let next = stream.next().await;
                 (stream, next)
             })?;
             let Some(next) = next else { return Ok(0) };
-            self.rest = next.map_err(|error| failed("read", &self.key, error))?;
+            self.arrived.add(next.map_err(|error| failed("read", &self.key, error))?);
             self.stream = Some((handle, stream));
         }
-        let count = buffer.len().min(self.rest.len());
-        buffer[..count].copy_from_slice(&self.rest.split_to(count));
-        self.left = self.left.saturating_sub(count as u64);
-        Ok(count)
+        Ok(self.arrived.read(buffer))
     }
 
     fn finish(&mut self) -> Result<ContentEnd> {
-        if let Some(why) = self.why.take() {
-            return Ok(ContentEnd::Torn(why));
-        }
-        Ok(if self.left == 0 { ContentEnd::Whole } else { ContentEnd::Torn("ended too early".to_owned()) })
-    }
-}
-
-/// A content for those who read with `std::io::Read`.
-pub(in super::super) struct ContentReader(pub Box<dyn Content>);
-
-impl Read for ContentReader {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read(buffer).map_err(std::io::Error::other)
+        Ok(self.arrived.finish())
     }
 }

@@ -1,13 +1,15 @@
 //! Listings: several ranges of keys at a time, pages as they come, and of each key the version that
 //! the cut shows.
 //!
-//! Which version that is decides the service's time of it. Two things blur that time: many services
-//! cut it off to the second, and date an upload in parts by its begin. What is in doubt for either
-//! reason is kept with the id of the other candidate, and named. Services that tell fractions of a second
-//! are taken to date uploads by their end, as MinIO does.
+//! Which version that is decides the service's time of it. Three things blur that time: many services
+//! cut it off to the second, and date an upload in parts by its begin; and the clock that dates a version
+//! may be another than the one that dated the cut. What is in doubt for any of these reasons is kept with
+//! the id of the other candidate, and named. Services that tell fractions of a second are taken to date
+//! uploads by their end, as MinIO does.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
@@ -54,11 +56,16 @@ impl Listing<'_> {
             from = range.to.clone();
             let (sender, room) = (sender.clone(), room.clone());
             self.handle.spawn(async move {
-                let mut next = range.first();
+                let (mut next, mut order) = (range.first(), Order::default());
                 loop {
                     let permit = room.clone().acquire_owned().await.ok();
                     let page = range.client.list(range.what, &range.prefix, None, &next).await;
-                    let page = page.map(|page| range.within(page));
+                    let page = page.and_then(|mut page| {
+                        if range.what == What::Versions {
+                            order.put(&mut page.entries)?;
+                        }
+                        Ok(range.within(page))
+                    });
                     next = page.as_ref().map_or_else(|_| Vec::new(), |page| page.next.clone());
                     // Nobody listens any more once the listing has failed or was stopped.
                     if sender.send((number, page, permit)).is_err() || next.is_empty() {
@@ -74,6 +81,39 @@ impl Listing<'_> {
             page?.entries.into_iter().try_for_each(|entry| visit(number, entry))?;
             drop(permit);
         }
+        Ok(())
+    }
+}
+
+/// The order in which a service lists versions: by key, the newest of each first. Some list the versions of
+/// a page first and its markers after them.
+#[derive(Debug, Default)]
+struct Order {
+    is_mended: bool,
+    /// The last key of the pages so far.
+    last: Vec<u8>,
+}
+
+impl Order {
+    /// Puts a page in order, and makes sure that it follows the one before.
+    fn put(&mut self, entries: &mut [Entry]) -> Result<()> {
+        let is_behind = |pair: &[Entry]| {
+            pair[1].key < pair[0].key || (pair[1].key == pair[0].key && pair[1].is_latest && !pair[0].is_latest)
+        };
+        self.is_mended |= entries.windows(2).any(is_behind);
+        if self.is_mended {
+            entries.sort_by(|a, b| {
+                a.key.cmp(&b.key).then(b.is_latest.cmp(&a.is_latest)).then(b.modified.cmp(&a.modified))
+            });
+        }
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
+        if first.key < self.last {
+            return Err(Error::new(Kind::Unsupported, "the service lists versions in another order than that of keys")
+                .hint(
+                    "nothing tells there which version was the newest at a cut: suspend versioning, or leave it out",
+                ));
+        }
+        self.last.clone_from(&last.key);
         Ok(())
     }
 }
@@ -116,7 +156,7 @@ pub(in super::super) async fn probe_splits(client: &Client, prefix: &str) -> Res
         for folder in spread(&page.prefixes) {
             // Not every clone goes on rightly behind a key that is not there.
             if let Ok(folder) = String::from_utf8(folder) {
-                splits.extend(client.first(What::Objects, &folder).await?);
+                splits.extend(client.first(What::Objects, &folder).await?.map(|first| first.key));
             }
         }
     }
@@ -142,14 +182,66 @@ pub(in super::super) struct Chosen {
     pub other: Option<String>,
 }
 
-/// Chooses among the versions of one key after the other.
-#[derive(Debug)]
-pub(in super::super) struct Chooser {
+/// The cut, as far as a service's times tell it.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Moment {
     /// The cut.
     pub at: FileTime,
     /// Uploads in parts that are dated from here on may have been completed after the cut.
     pub uploads_from: FileTime,
-    /// The first of a key that is not later than the cut, while it is in doubt.
+    /// How far the clocks that date objects may be from the one that dated the cut.
+    pub difference: Duration,
+}
+
+/// On which side of the cut a version was written.
+enum Side {
+    Before,
+    /// By its time before; the time does not tell for sure.
+    PerhapsBefore,
+    /// By its time after; the time does not tell for sure.
+    PerhapsAfter,
+    After,
+}
+
+impl Moment {
+    /// Later than everything.
+    pub const END: Self = Self {
+        at: FileTime { seconds: i64::MAX, nanos: 0 },
+        uploads_from: FileTime { seconds: i64::MAX, nanos: 0 },
+        difference: Duration::ZERO,
+    };
+
+    fn side(&self, entry: &Entry) -> Side {
+        let nanos = |time: FileTime| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
+        let time = FileTime { seconds: entry.modified.0, nanos: entry.modified.1 };
+        let (at, dated, difference) = (nanos(self.at), nanos(time), self.difference.as_nanos() as i128);
+        // A time without fraction is taken for one that was cut off, and stands for all of its second.
+        let is_cut_off = time.nanos == 0;
+        let in_parts = entry.etag.as_deref().is_some_and(|etag| etag.contains('-'));
+        if dated - difference > at {
+            Side::After
+        } else if dated > at {
+            Side::PerhapsAfter
+        } else if dated + difference + if is_cut_off { 999_999_999 } else { 0 } > at
+            || (is_cut_off && in_parts && dated + difference >= nanos(self.uploads_from))
+        {
+            Side::PerhapsBefore
+        } else {
+            Side::Before
+        }
+    }
+}
+
+/// Chooses among the versions of one key after the other.
+///
+/// Of two versions between which the cut lies, by times that do not tell for sure, the one that is dated
+/// before it is chosen. Where there is none, the later one is: an object too many harms nobody, one too few does.
+#[derive(Debug)]
+pub(in super::super) struct Chooser {
+    moment: Moment,
+    /// Of the key at hand, the first version that is dated after the cut and may have come before it.
+    soon: Option<Entry>,
+    /// Of the key at hand, the first that is not dated later than the cut, while it is in doubt.
     open: Option<Entry>,
     /// The key of which the answer is known.
     done: Option<Vec<u8>>,
@@ -158,9 +250,9 @@ pub(in super::super) struct Chooser {
 }
 
 impl Chooser {
-    /// Chooses for the cut at `at`.
-    pub fn new(at: FileTime, uploads_from: FileTime) -> Self {
-        Self { at, uploads_from, open: None, done: None, later: 0 }
+    /// Chooses for a cut.
+    pub fn new(moment: Moment) -> Self {
+        Self { moment, soon: None, open: None, done: None, later: 0 }
     }
 
     /// Takes the next version; adds to `known` what became known by it.
@@ -168,41 +260,67 @@ impl Chooser {
         if self.done.as_ref().is_some_and(|done| *done == entry.key) {
             return;
         }
-        if let Some(open) = self.open.take_if(|open| open.key == entry.key) {
+        if self.open.as_ref().or(self.soon.as_ref()).is_some_and(|pending| pending.key != entry.key) {
+            self.finish(known);
+        }
+        if let Some(open) = self.open.take() {
             // The next older one of a key in doubt.
             self.done = Some(entry.key.clone());
             match (open.is_marker, entry.is_marker) {
-                // An object too many harms nobody, one too few does.
                 (true, false) => known.push(Chosen { entry, other: Some(DELETED.to_owned()) }),
-                (true, true) => {}
-                (false, true) => known.push(Chosen { entry: open, other: Some(ABSENT.to_owned()) }),
-                (false, false) => {
-                    let other = entry.version.unwrap_or_else(|| ABSENT.to_owned());
-                    known.push(Chosen { entry: open, other: Some(other) });
+                (true, true) => self.keep_soon(DELETED, known),
+                (false, _) => known.push(Chosen { entry: open, other: Some(named(&entry, ABSENT)) }),
+            }
+            self.soon = None;
+            return;
+        }
+        match self.moment.side(&entry) {
+            Side::After => self.later += 1,
+            Side::PerhapsAfter => {
+                self.later += 1;
+                if !entry.is_marker || self.soon.as_ref().is_none_or(|soon| soon.is_marker) {
+                    self.soon = Some(entry);
                 }
             }
-            return;
+            Side::PerhapsBefore => self.open = Some(entry),
+            Side::Before => {
+                self.done = Some(entry.key.clone());
+                if entry.is_marker && self.soon.as_ref().is_some_and(|soon| !soon.is_marker) {
+                    return self.keep_soon(DELETED, known);
+                }
+                let other = self.soon.take().filter(|_| !entry.is_marker);
+                known.push(Chosen { entry, other: other.map(|other| named(&other, DELETED)) });
+            }
         }
-        self.finish(known);
-        let time = FileTime { seconds: entry.modified.0, nanos: entry.modified.1 };
-        if time > self.at {
-            self.later += 1;
-            return;
-        }
-        let is_cut_off = time.nanos == 0;
-        let in_parts = entry.etag.as_deref().is_some_and(|etag| etag.contains('-'));
-        if is_cut_off && (time.seconds == self.at.seconds || (in_parts && time >= self.uploads_from)) {
-            self.open = Some(entry);
-        } else {
-            self.done = Some(entry.key.clone());
-            known.push(Chosen { entry, other: None });
+    }
+
+    /// Chooses the version that is dated after the cut, if it is an object.
+    fn keep_soon(&mut self, other: &str, known: &mut Vec<Chosen>) {
+        if let Some(entry) = self.soon.take().filter(|soon| !soon.is_marker) {
+            self.later -= 1;
+            known.push(Chosen { entry, other: Some(other.to_owned()) });
         }
     }
 
     /// Ends the last key.
     pub fn finish(&mut self, known: &mut Vec<Chosen>) {
-        let open = self.open.take().filter(|open| !open.is_marker);
-        known.extend(open.map(|entry| Chosen { entry, other: Some(ABSENT.to_owned()) }));
+        match self.open.take() {
+            Some(open) if !open.is_marker => {
+                self.soon = None;
+                known.push(Chosen { entry: open, other: Some(ABSENT.to_owned()) });
+            }
+            Some(_) => self.keep_soon(DELETED, known),
+            None => self.keep_soon(ABSENT, known),
+        }
+        self.soon = None;
+    }
+}
+
+/// A candidate by its version, or by what a marker means where it stands.
+fn named(entry: &Entry, marker: &str) -> String {
+    match &entry.version {
+        Some(version) if !entry.is_marker => version.clone(),
+        _ => marker.to_owned(),
     }
 }
 
@@ -227,17 +345,28 @@ mod tests {
 
     fn entry(key: &str, version: &str, time: (i64, u32), etag: &str) -> Entry {
         let (is_marker, version) = (etag.is_empty(), Some(version.to_owned()));
-        Entry { key: key.into(), version, is_marker, modified: time, etag: Some(etag.to_owned()), size: 1, class: None }
+        let (etag, key, is_latest) = (Some(etag.to_owned()), key.into(), false);
+        Entry { key, version, is_marker, is_latest, modified: time, etag, size: 1, class: None }
+    }
+
+    fn moment(at: (i64, u32), uploads_from: i64, difference_seconds: u64) -> Moment {
+        let time = |(seconds, nanos)| FileTime { seconds, nanos };
+        let difference = Duration::from_secs(difference_seconds);
+        Moment { at: time(at), uploads_from: time((uploads_from, 0)), difference }
     }
 
     fn choose(entries: Vec<Entry>, at: (i64, u32)) -> Vec<(String, String, Option<String>)> {
-        let time = |(seconds, nanos)| FileTime { seconds, nanos };
-        let mut chooser = Chooser::new(time(at), time((at.0 - 10, 0)));
+        choose_by(moment(at, at.0 - 10, 0), entries).0
+    }
+
+    fn choose_by(moment: Moment, entries: Vec<Entry>) -> (Vec<(String, String, Option<String>)>, u64) {
+        let mut chooser = Chooser::new(moment);
         let mut found = Vec::new();
         entries.into_iter().for_each(|entry| chooser.push(entry, &mut found));
         chooser.finish(&mut found);
         let text = |key: Vec<u8>| String::from_utf8(key).unwrap();
-        found.into_iter().map(|c| (text(c.entry.key), c.entry.version.unwrap(), c.other)).collect()
+        let found = found.into_iter().map(|c| (text(c.entry.key), c.entry.version.unwrap(), c.other)).collect();
+        (found, chooser.later)
     }
 
     #[test]
@@ -301,15 +430,97 @@ mod tests {
 
     #[test]
     fn no_upload_is_sure_where_those_under_way_could_not_be_seen() {
-        let time = |seconds, nanos| FileTime { seconds, nanos };
         for (from, other) in [(i64::MIN, Some("v1".to_owned())), (90, None)] {
-            let mut chooser = Chooser::new(time(100, 700), time(from, 0));
+            let mut chooser = Chooser::new(moment((100, 700), from, 0));
             let mut found = Vec::new();
             chooser.push(entry("a", "v2", (80, 0), "x-3"), &mut found);
             chooser.push(entry("a", "v1", (79, 0), "x"), &mut found);
             chooser.finish(&mut found);
             assert_eq!((found.len(), &found[0].other), (1, &other));
         }
+    }
+
+    #[test]
+    fn what_clocks_that_differ_leave_open_is_kept_and_named() {
+        let (found, later) = choose_by(
+            moment((100, 500), 90, 2),
+            vec![
+                // A new object, dated after the cut by a clock that may be ahead.
+                entry("a", "a2", (102, 400), "x"),
+                entry("a", "a1", (101, 400), "x"),
+                entry("b", "b1", (103, 0), "x"),
+                // Overwritten: the older content, and the newer one is named.
+                entry("c", "c2", (101, 1), "x"),
+                entry("c", "c1", (90, 1), "x"),
+                // Deleted, by its time after the cut or shortly before it.
+                entry("d", "d2", (101, 1), ""),
+                entry("d", "d1", (90, 1), "x"),
+                entry("e", "e2", (99, 1), ""),
+                entry("e", "e1", (90, 1), "x"),
+                // Deleted long before, and made again.
+                entry("f", "f2", (101, 1), "x"),
+                entry("f", "f1", (90, 1), ""),
+                // Overwritten shortly before the cut.
+                entry("g", "g2", (99, 1), "x"),
+                entry("g", "g1", (90, 1), "x"),
+                // Made and deleted around the cut.
+                entry("h", "h2", (102, 1), ""),
+                entry("h", "h1", (101, 1), "x"),
+                // Deleted, made again and deleted around the cut.
+                entry("i", "i3", (101, 1), "x"),
+                entry("i", "i2", (99, 1), ""),
+                entry("j", "j1", (101, 1), ""),
+                entry("k", "k1", (98, 1), "x"),
+            ],
+        );
+        let doubt =
+            |key: &str, version: &str, other: &str| (key.to_owned(), version.to_owned(), Some(other.to_owned()));
+        assert_eq!(
+            found,
+            [
+                doubt("a", "a1", ABSENT),
+                doubt("c", "c1", "c2"),
+                doubt("d", "d1", DELETED),
+                doubt("e", "e1", DELETED),
+                doubt("f", "f2", DELETED),
+                doubt("g", "g2", "g1"),
+                doubt("h", "h1", ABSENT),
+                doubt("i", "i3", DELETED),
+                ("k".to_owned(), "k1".to_owned(), None),
+            ]
+        );
+        // Those of `a`, `b`, `c`, `d`, `h` and `j` that are not kept.
+        assert_eq!(later, 6);
+    }
+
+    #[test]
+    fn markers_that_are_listed_apart_are_put_where_they_belong() {
+        let latest = |entry: Entry| Entry { is_latest: true, ..entry };
+        let keys = |entries: &[Entry]| -> String {
+            entries.iter().map(|entry| entry.version.clone().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        let mut page = vec![
+            entry("a", "a1", (10, 0), "x"),
+            latest(entry("b", "b3", (30, 0), "x")),
+            entry("b", "b1", (10, 0), "x"),
+            latest(entry("a", "a2", (20, 0), "")),
+            entry("b", "b2", (20, 0), ""),
+        ];
+        let mut order = Order::default();
+        order.put(&mut page).unwrap();
+        assert_eq!(keys(&page), "a2 a1 b3 b2 b1");
+        // One key alone shows it too, and what was seen once is so on later pages.
+        let mut page = vec![entry("c", "c1", (10, 0), "x"), latest(entry("c", "c2", (10, 0), ""))];
+        Order::default().put(&mut page).unwrap();
+        assert_eq!(keys(&page), "c2 c1");
+        let mut page = vec![entry("d", "d1", (10, 0), "x"), entry("d", "d2", (20, 0), "")];
+        order.put(&mut page).unwrap();
+        assert_eq!(keys(&page), "d2 d1");
+        // An upload that is dated by its begin stays where the service has it.
+        let mut page = vec![latest(entry("e", "e2", (10, 0), "x-2")), entry("e", "e1", (20, 0), "x")];
+        Order::default().put(&mut page).unwrap();
+        assert_eq!(keys(&page), "e2 e1");
+        assert_eq!(order.put(&mut [entry("a", "a3", (40, 0), "x")]).unwrap_err().kind(), Kind::Unsupported);
     }
 
     #[test]

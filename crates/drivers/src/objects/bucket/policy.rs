@@ -130,10 +130,11 @@ impl S3 {
     pub fn configuration(&self) -> Result<BTreeMap<String, String>> {
         let client = self.client.clone();
         let found = self.wait(async move {
+            let asked = CONFIGURATION.map(|(name, privilege)| client.configuration(name, privilege));
             let mut found = BTreeMap::new();
-            for (name, privilege) in CONFIGURATION {
-                match client.configuration(name, privilege).await {
-                    Ok(Some(text)) => drop(found.insert(name.to_owned(), text)),
+            for ((name, _), answer) in CONFIGURATION.iter().zip(futures::future::join_all(asked).await) {
+                match answer {
+                    Ok(Some(text)) => drop(found.insert((*name).to_owned(), text)),
                     Ok(None) => {}
                     Err(error) if error.kind() == Kind::PermissionDenied => {}
                     Err(error) => return Err(error),
@@ -194,6 +195,7 @@ impl Objects {
         if holds {
             holds = allowed(try_list(What::Versions))?;
         }
+        allowed(s3.try_needed(holds, self.settings.mode))?;
         match versioning {
             Versioning::Enabled => {}
             Versioning::Suspended => warnings.push(

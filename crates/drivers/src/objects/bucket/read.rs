@@ -6,20 +6,21 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use reqwest::header::{HeaderMap, HeaderValue, SERVER};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{Content, ContentEnd};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::answers;
-use super::facts::{self, Attributes};
+use super::crew::{self, Owed};
+use super::facts;
 use super::request::{Answer, Client};
 use super::verbs::Which;
-use crate::objects::client::{Fetched, Waiting};
+use crate::objects::client::{Attributes, Fetched, Waiting, WaitingFacts};
 use crate::objects::wire::{self, Record};
 
 /// Objects up to this size are always read whole: what their metadata takes besides is alike.
@@ -49,6 +50,27 @@ pub(in super::super) struct Reader {
     pub held_bytes: AtomicU64,
     pub with_acl: bool,
     pub with_tags: bool,
+    /// What is known of how the service tells of tags.
+    pub tags: Tags,
+}
+
+/// Whether an answer that counts no tags means that there are none. Services count them only for those who may
+/// read them, and not every service does.
+#[derive(Debug, Default)]
+pub(in super::super) struct Tags {
+    /// Tags were asked for and given, so that it is allowed.
+    may_ask: AtomicBool,
+    /// An answer counted tags.
+    are_counted: AtomicBool,
+}
+
+impl Tags {
+    /// Whether an answer with these headers, and with bytes, tells all.
+    fn are_told(&self, headers: &HeaderMap) -> bool {
+        let counts = |server: &HeaderValue| server == "AmazonS3" || server == "MinIO";
+        self.are_counted.load(Ordering::Relaxed)
+            || (self.may_ask.load(Ordering::Relaxed) && headers.get(SERVER).is_some_and(counts))
+    }
 }
 
 /// An object that was asked for.
@@ -78,24 +100,19 @@ impl Drop for Held {
 impl Reader {
     /// Begins to fetch; `key` is the one in the bucket.
     pub fn begin(self: &Arc<Self>, key: Vec<u8>, record: Record) -> Waiting {
-        let (sender, receiver) = sync_channel(1);
+        let (debt, owed) = crew::owed();
         let (reader, of) = (self.clone(), key.clone());
-        self.handle.spawn(async move {
-            let got = reader.fetch(&of, record).await;
-            // Who asked may have given up.
-            sender.send(got).ok();
-        });
+        self.handle.spawn(async move { debt.pay(reader.fetch(&of, record).await) });
         let reader = self.clone();
         Box::new(move || {
-            let ended = |error| Error::internal("a request ended without an answer").source(error);
-            let Found { body, attributes, why, record } = match receiver.recv().map_err(ended)?? {
+            let Found { body, attributes, why, record } = match owed.wait()?? {
                 Got::Gone => return Ok(Fetched::Gone),
                 Got::Found(found) => *found,
             };
             let (rest, held) = body.map_or((Bytes::new(), None), |(bytes, held)| (bytes, Some(held)));
             let ranges = held.is_none().then(|| Ranges { at: 0, on_their_way: VecDeque::new() });
-            let left = record.size;
-            let content = ObjectContent { reader, key, record, left, why, rest, _held: held, ranges };
+            let arrived = Arrived::new(record.size, rest, why);
+            let content = ObjectContent { reader, key, record, arrived, _held: held, ranges };
             Ok(Fetched::Found(Box::new(content), attributes))
         })
     }
@@ -104,12 +121,68 @@ impl Reader {
     pub fn beside(&self, client: Client, prefix: &str) -> Self {
         let (handle, slots) = (self.handle.clone(), self.slots.clone());
         let (prefix, held_bytes) = (prefix.to_owned(), AtomicU64::new(0));
-        Self { client, prefix, handle, slots, held_bytes, with_acl: self.with_acl, with_tags: self.with_tags }
+        let (with_acl, with_tags, tags) = (self.with_acl, self.with_tags, Tags::default());
+        Self { client, prefix, handle, slots, held_bytes, with_acl, with_tags, tags }
+    }
+
+    /// Tags, as they are sent; `None` if there are none.
+    pub async fn tags(&self, which: Which<'_>) -> Result<Option<String>> {
+        let privilege = if which.version.is_some() { "s3:GetObjectVersionTagging" } else { "s3:GetObjectTagging" };
+        let text = self.client.document(which, "tagging", privilege).await;
+        let text = text.map_err(|error| match error.kind() {
+            Kind::PermissionDenied => error.hint(format!("grant {privilege}, or set `tags: false`")),
+            _ => error,
+        })?;
+        self.tags.may_ask.store(true, Ordering::Relaxed);
+        let tags = answers::tags(&text)?;
+        Ok(Some(tags).filter(|tags| !tags.is_empty()))
+    }
+
+    /// What an answer's headers say of the object, and what else is kept of it beside its bytes and parts.
+    /// `has_body` says that the answer is that of a whole read: others do not count tags everywhere.
+    async fn attributes(&self, which: Which<'_>, headers: &HeaderMap, has_body: bool) -> Result<Attributes> {
+        let mut attributes = facts::of_headers(headers);
+        let count = headers.get("x-amz-tagging-count").map(HeaderValue::as_bytes);
+        self.tags.are_counted.fetch_or(count.is_some(), Ordering::Relaxed);
+        let may_have_tags = match count {
+            Some(count) => count != b"0",
+            None => !(has_body && self.tags.are_told(headers)),
+        };
+        if self.with_tags && may_have_tags {
+            let tags = self.tags(which).await?;
+            attributes.extend(tags.map(|tags| (wire::attribute_name("tags"), tags.into_bytes())));
+        }
+        if self.with_acl {
+            let text = self.client.document(which, "acl", "s3:GetObjectAcl").await?;
+            attributes.push((wire::attribute_name("acl"), text.into_bytes()));
+        }
+        Ok(attributes)
+    }
+
+    /// Begins to ask what is kept of an object beside its bytes and parts; `key` is the one in the bucket.
+    pub fn begin_facts(self: &Arc<Self>, key: Vec<u8>, record: Record) -> WaitingFacts {
+        let (debt, owed) = crew::owed();
+        let reader = self.clone();
+        self.handle.spawn(async move {
+            let work = async {
+                let _slot = reader.slots.acquire().await.map_err(closed)?;
+                let which = Which { key: &key, version: record.version.as_deref() };
+                match reader.client.head(which, None).await {
+                    Ok(answer) => reader.attributes(which, &answer.headers, false).await.map(Some),
+                    Err(error) if error.kind() == Kind::NotFound => {
+                        reader.client.time(&reader.prefix).await?;
+                        Ok(None)
+                    }
+                    Err(error) => Err(error),
+                }
+            };
+            debt.pay(work.await);
+        });
+        Box::new(move || owed.wait()?)
     }
 
     async fn fetch(self: &Arc<Self>, key: &[u8], mut record: Record) -> Result<Got> {
-        let slot =
-            self.slots.acquire().await.map_err(|error| Error::internal("the bucket was closed").source(error))?;
+        let slot = self.slots.acquire().await.map_err(closed)?;
         let whole = self.hold(record.size);
         let version = record.version.clone();
         let mut which = Which { key, version: version.as_deref() };
@@ -139,18 +212,7 @@ impl Reader {
             record.size = length.and_then(|length| length.parse().ok()).unwrap_or(record.size);
             (record.etag, record.version) = (etag.map(str::to_owned), None);
         }
-        let mut attributes = facts::of_headers(&answer);
-        // Answers without bytes do not count tags everywhere.
-        let tags = answer.get("x-amz-tagging-count").map(|count| count.as_bytes());
-        if self.with_tags && tags.map_or(body.is_none(), |count| count != b"0") {
-            let text = self.client.document(which, "tagging", "s3:GetObjectTagging").await?;
-            let tags = answers::tags(&text)?;
-            attributes.extend((!tags.is_empty()).then(|| (wire::attribute_name("tags"), tags.into_bytes())));
-        }
-        if self.with_acl {
-            let text = self.client.document(which, "acl", "s3:GetObjectAcl").await?;
-            attributes.push((wire::attribute_name("acl"), text.into_bytes()));
-        }
+        let mut attributes = self.attributes(which, &answer, body.is_some()).await?;
         if let Some(sizes) = self.parts(&which, &record).await? {
             attributes.push((wire::attribute_name("parts"), facts::write_parts(&sizes).into_bytes()));
         }
@@ -172,7 +234,7 @@ impl Reader {
         record: &Record,
         whole: bool,
         if_match: Option<&str>,
-    ) -> Result<(reqwest::header::HeaderMap, Option<Bytes>)> {
+    ) -> Result<(HeaderMap, Option<Bytes>)> {
         if !whole {
             // A range that breaks off later is asked for by itself.
             let answer = self.client.head(*which, None).await?;
@@ -220,8 +282,7 @@ impl Reader {
     }
 
     async fn range(&self, key: &[u8], record: &Record, first: u64, last: u64) -> Result<Bytes> {
-        let _slot =
-            self.slots.acquire().await.map_err(|error| Error::internal("the bucket was closed").source(error))?;
+        let _slot = self.slots.acquire().await.map_err(closed)?;
         let which = Which { key, version: record.version.as_deref() };
         let if_match = record.etag.as_deref();
         let mut tries = 0;
@@ -234,6 +295,10 @@ impl Reader {
             }
         }
     }
+}
+
+fn closed(error: tokio::sync::AcquireError) -> Error {
+    Error::internal("the bucket was closed").source(error)
 }
 
 /// What tells a replaced object: a version that is named cannot be replaced, but for `null`.
@@ -259,16 +324,14 @@ async fn exactly(answer: Answer, due: Option<u64>) -> Result<Bytes> {
 struct Ranges {
     /// Where the next range that is not asked for yet begins.
     at: u64,
-    on_their_way: VecDeque<Receiver<Result<Bytes>>>,
+    on_their_way: VecDeque<Owed<Result<Bytes>>>,
 }
 
 struct ObjectContent {
     reader: Arc<Reader>,
     key: Vec<u8>,
     record: Record,
-    left: u64,
-    why: Option<String>,
-    rest: Bytes,
+    arrived: Arrived,
     /// Held while the bytes are.
     _held: Option<Held>,
     ranges: Option<Ranges>,
@@ -278,23 +341,19 @@ impl ObjectContent {
     fn next_range(&mut self) -> Result<Option<Bytes>> {
         let Some(ranges) = &mut self.ranges else { return Ok(None) };
         while ranges.on_their_way.len() < RANGES_MAX && ranges.at < self.record.size {
-            let (sender, receiver) = sync_channel(1);
+            let (debt, owed) = crew::owed();
             let (reader, key, record) = (self.reader.clone(), self.key.clone(), self.record.clone());
             let first = ranges.at;
             let last = (first + RANGE_BYTES).min(record.size) - 1;
-            self.reader.handle.spawn(async move {
-                // Who asked may have given up.
-                sender.send(reader.range(&key, &record, first, last).await).ok();
-            });
-            ranges.on_their_way.push_back(receiver);
+            self.reader.handle.spawn(async move { debt.pay(reader.range(&key, &record, first, last).await) });
+            ranges.on_their_way.push_back(owed);
             ranges.at = last + 1;
         }
-        let Some(receiver) = ranges.on_their_way.pop_front() else { return Ok(None) };
-        let ended = |error| Error::internal("a request ended without an answer").source(error);
-        match receiver.recv().map_err(ended)? {
+        let Some(owed) = ranges.on_their_way.pop_front() else { return Ok(None) };
+        match owed.wait()? {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) => {
-                self.why = Some(match error.kind() {
+                self.arrived.why = Some(match error.kind() {
                     Kind::Conflict => "was replaced while it was read".to_owned(),
                     Kind::NotFound => "was deleted while it was read".to_owned(),
                     _ => return Err(error),
@@ -308,22 +367,66 @@ impl ObjectContent {
 
 impl Content for ObjectContent {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        if self.rest.is_empty() {
-            match self.next_range()? {
-                Some(bytes) => self.rest = bytes,
-                None => return Ok(0),
-            }
+        if self.arrived.is_empty()
+            && let Some(bytes) = self.next_range()?
+        {
+            self.arrived.add(bytes);
         }
-        let count = buffer.len().min(self.rest.len());
-        buffer[..count].copy_from_slice(&self.rest.split_to(count));
-        self.left = self.left.saturating_sub(count as u64);
-        Ok(count)
+        Ok(self.arrived.read(buffer))
     }
 
     fn finish(&mut self) -> Result<ContentEnd> {
-        if let Some(why) = self.why.take() {
-            return Ok(ContentEnd::Torn(why));
+        Ok(self.arrived.finish())
+    }
+}
+
+/// Bytes of one object that are here and not yet read, and how many are due.
+pub(super) struct Arrived {
+    rest: Bytes,
+    left: u64,
+    /// Why it is not the listed object.
+    pub why: Option<String>,
+}
+
+impl Arrived {
+    /// Of so many bytes the first.
+    pub fn new(size: u64, rest: Bytes, why: Option<String>) -> Self {
+        Self { rest, left: size, why }
+    }
+
+    /// Whether more must come before more can be read.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Takes the next bytes, once the earlier ones were read.
+    pub fn add(&mut self, bytes: Bytes) {
+        self.rest = bytes;
+    }
+
+    /// Gives out what is here.
+    pub fn read(&mut self, buffer: &mut [u8]) -> usize {
+        let count = buffer.len().min(self.rest.len());
+        buffer[..count].copy_from_slice(&self.rest.split_to(count));
+        self.left = self.left.saturating_sub(count as u64);
+        count
+    }
+
+    /// Whether all that was due was read, of the object that was listed.
+    pub fn finish(&mut self) -> ContentEnd {
+        match self.why.take() {
+            Some(why) => ContentEnd::Torn(why),
+            None if self.left == 0 => ContentEnd::Whole,
+            None => ContentEnd::Torn("ended too early".to_owned()),
         }
-        Ok(if self.left == 0 { ContentEnd::Whole } else { ContentEnd::Torn("ended too early".to_owned()) })
+    }
+}
+
+/// A content for those who read with `std::io::Read`.
+pub(in super::super) struct ContentReader(pub Box<dyn Content>);
+
+impl std::io::Read for ContentReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer).map_err(std::io::Error::other)
     }
 }

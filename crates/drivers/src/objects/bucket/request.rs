@@ -22,12 +22,17 @@ use super::options;
 use super::sign::{self, Signed, Signer};
 use crate::objects::keys;
 
-/// How long a service may take to begin an answer, and to send the next bytes of one.
+/// How long a service may take to accept the next bytes, to begin an answer, and to send the next bytes of one.
 pub(super) const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long it may take where it works on gigabytes before it answers: copies, and parts that become one object.
+const WORK_TIME_MAX: Duration = Duration::from_secs(15 * 60);
+/// What is handed to the connection at a time: as long as that goes on, a slow line is no dead one.
+const SENT_BYTES: usize = 64 << 10;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-/// How often one request is sent, and for how long.
+/// How often one request is sent, and for how long; how often it is, however long that takes.
 const TRIES_MAX: u32 = 8;
 const RETRY_TIME_MAX: Duration = Duration::from_secs(90);
+const TRIES_MIN: u32 = 3;
 /// The first pause between two tries; it doubles, and a random part of it is waited.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(20);
@@ -79,13 +84,22 @@ pub(in super::super) struct Request {
     pub query: Vec<(String, String)>,
     pub headers: Vec<(String, Vec<u8>)>,
     pub body: Bytes,
+    /// How long the service may be silent.
+    silence_max: Duration,
 }
 
 impl Request {
     /// A request without body for the bucket or one of its keys.
     pub fn new(purpose: Purpose, method: Method, key: Option<&[u8]>) -> Self {
         let key = key.map(<[u8]>::to_vec);
-        Self { purpose, method, key, query: Vec::new(), headers: Vec::new(), body: Bytes::new() }
+        let (query, headers, silence_max) = (Vec::new(), Vec::new(), ANSWER_TIME_MAX);
+        Self { purpose, method, key, query, headers, body: Bytes::new(), silence_max }
+    }
+
+    /// Gives the service time: it works on gigabytes before it answers.
+    pub fn patient(mut self) -> Self {
+        self.silence_max = WORK_TIME_MAX;
+        self
     }
 
     /// Adds a query parameter.
@@ -132,7 +146,7 @@ impl Answer {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         match tokio::time::timeout(ANSWER_TIME_MAX, self.response.chunk()).await {
             Ok(chunk) => chunk.map_err(|error| unreachable("the service broke off its answer", error)),
-            Err(_) => Err(slow()),
+            Err(_) => Err(slow(ANSWER_TIME_MAX)),
         }
     }
 
@@ -159,9 +173,38 @@ fn unreachable(what: &str, error: reqwest::Error) -> Error {
     Error::new(Kind::Unreachable, what).source(error.without_url()).temporary()
 }
 
-fn slow() -> Error {
-    let seconds = ANSWER_TIME_MAX.as_secs();
-    Error::new(Kind::TimedOut, format!("the service sent nothing for {seconds} s")).temporary()
+fn slow(silence: Duration) -> Error {
+    let seconds = silence.as_secs();
+    Error::new(Kind::TimedOut, format!("the service took and sent nothing for {seconds} s")).temporary()
+}
+
+/// How far the sending of one request has come.
+#[derive(Debug, Default, Clone)]
+struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    /// The bytes in pieces, each of which counts when the connection takes it.
+    fn body(&self, bytes: Bytes) -> reqwest::Body {
+        let progress = self.clone();
+        let pieces = (0..bytes.len()).step_by(SENT_BYTES).map(move |begin| {
+            progress.0.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, std::convert::Infallible>(bytes.slice(begin..(begin + SENT_BYTES).min(bytes.len())))
+        });
+        reqwest::Body::wrap_stream(futures::stream::iter(pieces))
+    }
+
+    /// Waits for an answer for as long as bytes go out, and for one span of silence; `None` if it does not come.
+    async fn watch<T>(&self, silence_max: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let before = self.0.load(Ordering::Relaxed);
+            match tokio::time::timeout(silence_max, &mut work).await {
+                Ok(done) => return Some(done),
+                Err(_) if self.0.load(Ordering::Relaxed) != before => {}
+                Err(_) => return None,
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Client {
@@ -298,7 +341,8 @@ impl Client {
             if !error.is_temporary() {
                 return Err(error);
             }
-            if attempt >= TRIES_MAX || begin.elapsed() + wait > RETRY_TIME_MAX {
+            let is_late = attempt >= TRIES_MIN && begin.elapsed() + wait > RETRY_TIME_MAX;
+            if attempt >= TRIES_MAX || is_late {
                 let seconds = begin.elapsed().as_secs();
                 return Err(error
                     .status(stillpoint_core::error::Status::Persistent)
@@ -313,17 +357,18 @@ impl Client {
 
     /// A failure comes with how long the service wishes to be left alone.
     async fn send_once(&self, request: &Request) -> std::result::Result<Answer, (Error, Option<Duration>)> {
-        let built = self.build(request).await.map_err(|error| (error, None))?;
+        let progress = Progress::default();
+        let built = self.build(request, &progress).await.map_err(|error| (error, None))?;
         self.inner.sent.fetch_add(1, Ordering::Relaxed);
         let named = |error: Error| error.context("service", &self.inner.service);
-        let response = match tokio::time::timeout(ANSWER_TIME_MAX, self.inner.http.execute(built)).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => {
+        let response = match progress.watch(request.silence_max, self.inner.http.execute(built)).await {
+            Some(Ok(response)) => response,
+            Some(Err(error)) => {
                 let what =
                     format!("cannot {} {}: the service cannot be reached", request.purpose.verb, self.shown(request));
                 return Err((named(unreachable(&what, error)), None));
             }
-            Err(_) => return Err((named(slow()), None)),
+            None => return Err((named(slow(request.silence_max)), None)),
         };
         self.note_time(response.headers());
         if response.status().is_success() {
@@ -335,7 +380,7 @@ impl Client {
         Err((self.refused(request, status, &headers, &refusal), wished_pause(&headers)))
     }
 
-    async fn build(&self, request: &Request) -> Result<reqwest::Request> {
+    async fn build(&self, request: &Request, progress: &Progress) -> Result<reqwest::Request> {
         let inner = &self.inner;
         let key = request.key.as_deref();
         if let Some(key) = key.filter(|key| has_dots(key)) {
@@ -386,7 +431,11 @@ impl Client {
             let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong(()))?;
             built.headers_mut().append(header, HeaderValue::from_bytes(&value).map_err(|_| wrong(()))?);
         }
-        if !request.body.is_empty() || matches!(request.method, Method::PUT | Method::POST) {
+        if request.body.len() > SENT_BYTES {
+            let length = HeaderValue::from(request.body.len());
+            built.headers_mut().insert(reqwest::header::CONTENT_LENGTH, length);
+            *built.body_mut() = Some(progress.body(request.body.clone()));
+        } else if !request.body.is_empty() || matches!(request.method, Method::PUT | Method::POST) {
             *built.body_mut() = Some(request.body.clone().into());
         }
         Ok(built)
@@ -541,4 +590,55 @@ impl Pace {
 pub(in super::super) fn below(headers: &HeaderMap, prefix: &str) -> BTreeMap<String, Vec<u8>> {
     let pairs = headers.iter().filter_map(|(name, value)| Some((name.as_str().strip_prefix(prefix)?, value)));
     pairs.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    /// A service that takes a body of so many bytes in eight pieces, with pauses, and then answers or does not.
+    fn slow_service(size: usize, answers: bool) -> Client {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let (mut client, _) = listener.accept()?;
+            let mut byte = [0];
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                client.read_exact(&mut byte)?;
+                head.push(byte[0]);
+            }
+            let mut piece = vec![0; size / 8];
+            for _ in 0..8 {
+                std::thread::sleep(Duration::from_millis(200));
+                client.read_exact(&mut piece)?;
+            }
+            if answers {
+                client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
+            }
+            client.read_exact(&mut byte)
+        });
+        let options = [("endpoint", endpoint.as_str()), ("allow_http", "true"), ("skip_signature", "true")];
+        let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Client::new(&url::Url::parse("s3://bucket").unwrap(), &options, None).unwrap()
+    }
+
+    #[test]
+    fn a_slow_line_is_given_time_and_a_dead_one_is_not() {
+        let size = 64 << 20;
+        for answers in [true, false] {
+            let client = slow_service(size, answers);
+            let purpose = Purpose { verb: "write", privilege: "s3:PutObject" };
+            let mut request = Request::new(purpose, Method::PUT, Some(b"key")).body(vec![0; size]);
+            // All of the body takes longer.
+            request.silence_max = Duration::from_millis(700);
+            let sent = crate::trial::run(client.send_once(&request));
+            match answers {
+                true => drop(sent.map_err(|(error, _)| error).unwrap()),
+                false => assert_eq!(sent.unwrap_err().0.kind(), Kind::TimedOut),
+            }
+        }
+    }
 }

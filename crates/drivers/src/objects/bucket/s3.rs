@@ -18,13 +18,13 @@ use tokio::sync::Semaphore;
 
 use super::answers::{Entry, Versioning};
 use super::clock::Clock;
-use super::generic::ContentReader;
-use super::listing::{self, Chooser, Chosen, Listing};
-use super::read::Reader;
+use super::crew;
+use super::listing::{self, Chooser, Chosen, Listing, Moment};
+use super::read::{ContentReader, Reader};
 use super::request::Client;
 use super::verbs::{What, Which};
-use crate::objects::client::{Fetched, Place, Skipped, Waiting};
-use crate::objects::config::Settings;
+use crate::objects::client::{Fetched, Place, Skipped, Waiting, WaitingFacts};
+use crate::objects::config::{Mode, Settings};
 use crate::objects::wire::{Location, RESTORE_KEY, Record, STAMP_KEY};
 
 /// Clocks of several machines of one service differ by a little.
@@ -39,6 +39,8 @@ pub(in super::super) struct S3 {
     /// Where copies within the service go.
     pub mirror: Option<Box<Self>>,
     pub reader: Arc<Reader>,
+    /// Whether tags and the like of unchanged objects are asked for again.
+    refreshes: bool,
     clock: Mutex<Option<Clock>>,
     /// Keys at which the next listing is split, learned from an earlier one.
     splits: Mutex<Option<Vec<Vec<u8>>>>,
@@ -53,6 +55,17 @@ impl Drop for S3 {
         }
     }
 }
+
+/// A restore that was begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in super::super) struct RestoreBegun {
+    pub name: String,
+    /// Whether it made the bucket.
+    pub is_made: bool,
+}
+
+/// The second line of the note of a restore that made the bucket.
+const MADE: &str = "made the bucket";
 
 /// What a listing of versions found at the cut.
 #[derive(Debug, Default)]
@@ -94,9 +107,11 @@ impl S3 {
             held_bytes: Default::default(),
             with_acl: settings.acl,
             with_tags: settings.tags,
+            tags: Default::default(),
         });
         let (clock, splits, connections) = (Mutex::default(), Mutex::default(), settings.connections);
-        Ok(Self { client, prefix, connections, mirror: None, reader, clock, splits, runtime: Some(runtime) })
+        let (refreshes, runtime) = (settings.refresh, Some(runtime));
+        Ok(Self { client, prefix, connections, mirror: None, reader, refreshes, clock, splits, runtime })
     }
 
     /// Where it is, for the summary of a point.
@@ -112,12 +127,9 @@ impl S3 {
 
     /// Runs a request on the bucket's own runtime; the caller's thread may be of any kind.
     pub fn wait<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        self.handle()?.spawn(async move {
-            // The receiver is gone only if its thread panicked; then nobody waits for the answer.
-            sender.send(work.await).ok();
-        });
-        receiver.recv().map_err(|error| Error::internal("a request ended without an answer").source(error))?
+        let (debt, owed) = crew::owed();
+        self.handle()?.spawn(async move { debt.pay(work.await) });
+        owed.wait()?
     }
 
     /// The key in the bucket.
@@ -153,11 +165,12 @@ impl S3 {
     /// The service's time now.
     pub fn now(&self) -> Result<FileTime> {
         self.read_clock()?;
-        Ok(self.known_clock()?.now())
+        Ok(self.known_clock()?.reached(Instant::now()))
     }
 
-    /// Whether the bucket keeps versions now, the service's time, and how long to wait until later writes
-    /// bear a later time. Takes one request, unless the service's clock was set meanwhile.
+    /// Whether the bucket keeps versions now, the service's time at the begin of this call, and how long to
+    /// wait until later writes bear a later time: what the request takes is part of that wait. One request,
+    /// unless the service's clock was set meanwhile.
     pub fn look(&self) -> Result<(Versioning, FileTime, Duration)> {
         let (client, asked) = (self.client.clone(), Instant::now());
         let (versioning, shown) = match self.wait(async move { client.versioning().await }) {
@@ -169,7 +182,7 @@ impl S3 {
             self.read_clock()?;
         }
         let clock = self.known_clock()?;
-        let at = clock.now();
+        let at = clock.reached(asked);
         Ok((versioning, at, clock.until_after(at)))
     }
 
@@ -219,13 +232,11 @@ impl S3 {
         Ok(FileTime { seconds: oldest - UPLOADS_DOUBT_SECONDS, nanos: 0 })
     }
 
-    /// Calls `visit` for every object that the cut at `at` shows, in any order. `uploads_from` is what
-    /// [`S3::uploads_from`] told before the cut.
+    /// Calls `visit` for every object that the cut shows, in any order.
     pub fn at_cut(
         &self,
         context: &Context,
-        at: FileTime,
-        uploads_from: FileTime,
+        moment: Moment,
         visit: &mut dyn FnMut(Vec<u8>, Record) -> Result<()>,
     ) -> Result<Seen> {
         let mut seen = Seen::default();
@@ -241,7 +252,7 @@ impl S3 {
             })
         };
         self.listing(What::Versions)?.run(context, &mut |range, entry| {
-            choosers.entry(range).or_insert_with(|| Chooser::new(at, uploads_from)).push(entry, &mut known);
+            choosers.entry(range).or_insert_with(|| Chooser::new(moment)).push(entry, &mut known);
             take(&mut known)
         })?;
         for chooser in choosers.values_mut() {
@@ -250,6 +261,28 @@ impl S3 {
         }
         take(&mut known)?;
         Ok(seen)
+    }
+
+    /// Tries what a drain will need to be allowed: to list, and on one object to read it and its tags, unless the
+    /// point only refers to objects.
+    pub fn try_needed(&self, versions: bool, mode: Mode) -> Result<()> {
+        let (client, prefix, reader) = (self.client.clone(), self.prefix.clone(), self.reader.clone());
+        self.wait(async move {
+            let what = if versions { What::Versions } else { What::Objects };
+            let first = client.first(what, &prefix).await?.filter(|first| !first.is_marker);
+            let first = first.filter(|first| mode != Mode::Reference && !super::request::has_dots(&first.key));
+            let Some(first) = first else { return Ok(()) };
+            let which = Which { key: &first.key, version: first.version.as_deref() };
+            let tried = async {
+                client.head(which, None).await?;
+                if reader.with_tags { reader.tags(which).await.map(drop) } else { Ok(()) }
+            };
+            match tried.await {
+                // It is the drain's matter if it is gone, or if the service does not know tags.
+                Err(error) if error.kind() != Kind::PermissionDenied && !error.is_temporary() => Ok(()),
+                other => other,
+            }
+        })
     }
 
     /// Writes a small object of our own.
@@ -269,13 +302,17 @@ impl S3 {
     }
 
     /// The restore that was begun here and not ended.
-    pub fn restore_begun(&self) -> Result<Option<String>> {
-        Ok(self.get_ours(RESTORE_KEY)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    pub fn restore_begun(&self) -> Result<Option<RestoreBegun>> {
+        let Some(bytes) = self.get_ours(RESTORE_KEY)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let (name, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        Ok(Some(RestoreBegun { name: name.to_owned(), is_made: rest == MADE }))
     }
 
     /// Notes that a restore has begun, so that it may go on after a crash.
-    pub fn begin_restore(&self, name: &str) -> Result<()> {
-        self.put_ours(RESTORE_KEY, name.as_bytes())
+    pub fn begin_restore(&self, begun: &RestoreBegun) -> Result<()> {
+        let text = if begun.is_made { format!("{}\n{MADE}", begun.name) } else { begun.name.clone() };
+        self.put_ours(RESTORE_KEY, text.as_bytes())
     }
 
     /// Removes what [`S3::begin_restore`] wrote.
@@ -305,6 +342,10 @@ impl Place for S3 {
 
     fn begin(&self, key: &[u8], record: &Record) -> Result<Waiting> {
         Ok(self.reader.begin(self.whole_key(key), record.clone()))
+    }
+
+    fn begin_facts(&self, key: &[u8], record: &Record) -> Option<WaitingFacts> {
+        self.refreshes.then(|| self.reader.begin_facts(self.whole_key(key), record.clone()))
     }
 
     fn can_ask_for(&self, key: &[u8]) -> bool {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use reqwest::Method;
 use stillpoint_core::error::{Error, Kind, Result};
 
-use super::answers::{Element, Page, Versioning};
+use super::answers::{Element, Entry, Page, Versioning};
 use super::request::{Answer, Client, Purpose, Request};
 use super::sign;
 
@@ -79,10 +79,9 @@ impl Client {
         self.page(what, prefix, delimiter, next, PAGE_KEYS).await
     }
 
-    /// The first key below a prefix, if there is one; shows that listing is allowed.
-    pub async fn first(&self, what: What, prefix: &str) -> Result<Option<Vec<u8>>> {
-        let page = self.page(what, prefix, None, &[], "1").await?;
-        Ok(page.entries.into_iter().next().map(|entry| entry.key))
+    /// The first entry below a prefix, if there is one; shows that listing is allowed.
+    pub async fn first(&self, what: What, prefix: &str) -> Result<Option<Entry>> {
+        Ok(self.page(what, prefix, None, &[], "1").await?.entries.into_iter().next())
     }
 
     async fn page(
@@ -246,7 +245,7 @@ impl Client {
         let request = Request::new(WRITE, Method::PUT, Some(key)).query("partNumber", number.to_string());
         let request = request.query("uploadId", upload).header("x-amz-copy-source", source);
         let request = request.header("x-amz-copy-source-range", format!("bytes={}-{}", range.0, range.1));
-        let text = self.send(&request).await?.text().await?;
+        let text = self.send(&request.patient()).await?.text().await?;
         Ok(Part { number, etag: late_success(&text, "a part was not copied")?.text_of("ETag").to_owned() })
     }
 
@@ -267,7 +266,7 @@ impl Client {
         if if_absent {
             request = request.header("if-none-match", "*");
         }
-        let answer = self.send(&request).await?;
+        let answer = self.send(&request.patient()).await?;
         let version = answer.header("x-amz-version-id").map(str::to_owned);
         late_success(&answer.text().await?, "the parts were not put together")?;
         Ok(version)
@@ -279,11 +278,20 @@ impl Client {
         self.send(&Request::new(purpose, Method::DELETE, Some(key)).query("uploadId", upload)).await.map(drop)
     }
 
+    /// Gives an upload up because of a failure, which is returned. Where that fails too, it says so: parts that
+    /// stay cost room until a rule of the bucket removes them.
+    pub async fn give_up(&self, key: &[u8], upload: &str, failure: Error) -> Error {
+        match self.abort_upload(key, upload).await {
+            Ok(()) => failure,
+            Err(error) => failure.context("parts of the upload stay behind", error),
+        }
+    }
+
     /// Copies within the service, with all that belongs to the object; returns the copy's version.
     pub async fn copy(&self, source: &str, key: &[u8], headers: &[(String, Vec<u8>)]) -> Result<Option<String>> {
         let mut request = Request::new(WRITE, Method::PUT, Some(key)).header("x-amz-copy-source", source);
         request.headers.extend_from_slice(headers);
-        let answer = self.send(&request).await?;
+        let answer = self.send(&request.patient()).await?;
         let version = answer.header("x-amz-version-id").map(str::to_owned);
         late_success(&answer.text().await?, "the object was not copied")?;
         Ok(version)

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::io::Read;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
 
 use bytes::Bytes;
 use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored};
@@ -16,13 +15,13 @@ use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{Node, Tree, TreePath};
 
 use super::answers::Versioning;
-use super::crew::{self, Memory};
+use super::crew::{self, Memory, Owed};
 use super::facts::{self, fact};
 use super::mirror;
 use super::revert;
-use super::s3::S3;
+use super::s3::{RestoreBegun, S3};
 use super::verbs::{Part, Which};
-use crate::objects::restore::walk;
+use crate::objects::restore::{compare_one, walk};
 use crate::objects::wire::{OBJECTS, Summary};
 use crate::objects::{Objects, keys};
 
@@ -54,25 +53,28 @@ pub(in super::super) fn restore(job: &Job<'_>) -> Result<Restored> {
     if job.request.mode == RestoreMode::InPlace {
         return revert::revert(job);
     }
-    make_bucket(job)?;
     let (s3, name) = (job.s3, &job.request.restore);
+    let is_new = make_bucket(job)?;
     let begun = s3.restore_begun()?;
-    if begun.as_ref() != Some(name)
-        && let Some(what) = crate::objects::client::Place::occupied(s3)?
-    {
+    let is_ours = begun.as_ref().is_some_and(|begun| begun.name == *name);
+    if !is_ours && let Some(what) = crate::objects::client::Place::occupied(s3)? {
         let hint = match begun {
-            Some(begun) => {
+            Some(RestoreBegun { name: begun, .. }) => {
                 format!("the restore `{begun}` was begun there and did not end: repeat it, or empty the prefix")
             }
             None => "restore into an empty bucket or prefix".to_owned(),
         };
         return Err(Error::new(Kind::AlreadyExists, format!("the bucket holds {what}")).hint(hint));
     }
-    s3.begin_restore(name)?;
+    // A bucket that an earlier try made may lack what is set after its creation.
+    let is_made = is_new || begun.is_some_and(|begun| is_ours && begun.is_made);
+    s3.begin_restore(&RestoreBegun { name: name.clone(), is_made })?;
+    let unversioned = keep_versions(job, is_made)?;
     let mut restored = match job.summary.mode.is_copy() {
-        true => from_tree(job)?,
+        true => from_tree(job, is_ours)?,
         false => mirror::restore(job)?,
     };
+    restored.losses.extend(unversioned);
     if !job.summary.configuration.is_empty() {
         let names: Vec<_> = job.summary.configuration.keys().map(String::as_str).collect();
         let what = format!("the bucket's {}", names.join(", "));
@@ -83,24 +85,37 @@ pub(in super::super) fn restore(job: &Job<'_>) -> Result<Restored> {
     Ok(restored)
 }
 
-/// Creates the bucket, if it is absent and that is allowed.
-fn make_bucket(job: &Job<'_>) -> Result<()> {
+/// Creates the bucket, if it is absent and that is allowed; tells whether it did.
+fn make_bucket(job: &Job<'_>) -> Result<bool> {
     let (client, prefix) = (job.s3.client.clone(), job.s3.prefix.clone());
     match job.s3.wait(async move { client.time(&prefix).await }) {
         Err(error) if error.kind() == Kind::NotFound && job.driver.settings.create => {}
         Err(error) if error.kind() == Kind::NotFound => return Err(error.hint("create it, or set `create: true`")),
-        other => return other.map(drop),
+        other => return other.map(|_| false),
     }
-    let keeps_versions = job.summary.versioning.as_deref() == Some("enabled");
     let with_locks = job.driver.settings.lock && job.summary.configuration.contains_key("object-lock");
     let client = job.s3.client.clone();
-    job.s3.wait(async move {
-        client.create(with_locks).await?;
-        if keeps_versions { client.set_versioning(Versioning::Enabled).await } else { Ok(()) }
-    })
+    job.s3.wait(async move { client.create(with_locks).await })?;
+    Ok(true)
 }
 
-fn from_tree(job: &Job<'_>) -> Result<Restored> {
+/// Has a bucket that a restore made keep versions if its source did; what another one does not do is a loss.
+fn keep_versions(job: &Job<'_>, is_made: bool) -> Result<Option<Loss>> {
+    if job.summary.versioning.as_deref() != Some("enabled") || job.s3.versioning()? == Versioning::Enabled {
+        return Ok(None);
+    }
+    if is_made {
+        let client = job.s3.client.clone();
+        job.s3.wait(async move { client.set_versioning(Versioning::Enabled).await })?;
+        return Ok(None);
+    }
+    let what = "the versions of objects to come".to_owned();
+    let why = "are not kept by this bucket, and were by its source: switch its versioning on".to_owned();
+    Ok(Some(Loss { what, why }))
+}
+
+/// Writes the objects of the point; those of an earlier try are looked for first.
+fn from_tree(job: &Job<'_>, looks_first: bool) -> Result<Restored> {
     let memory = Memory::new(MEMORY_BYTES);
     // Only those that are to be locked are kept: they may be all objects.
     let (locked, locked_count, items) = (Mutex::new(Vec::new()), AtomicU64::new(0), AtomicU64::new(0));
@@ -110,7 +125,7 @@ fn from_tree(job: &Job<'_>) -> Result<Restored> {
         job.context,
         |give| walk(job.source, job.top, &mut |names, node| give((names.to_vec(), node))),
         |(path, node): (Vec<Vec<u8>>, Node)| {
-            let bytes = Writer { job, memory: &memory, if_absent: true }.put(&path, &node)?;
+            let bytes = Writer { job, memory: &memory, if_absent: true, looks_first }.put(&path, &node)?;
             if fact(&node.meta.xattrs, "lock-mode").or(fact(&node.meta.xattrs, "legal-hold")).is_some() {
                 locked_count.fetch_add(1, Ordering::Relaxed);
                 if job.driver.settings.lock {
@@ -149,6 +164,8 @@ pub(super) struct Writer<'a> {
     pub memory: &'a Memory,
     /// Whether a key must be free, or hold the same already.
     pub if_absent: bool,
+    /// Whether what the key holds is looked at before anything is sent.
+    pub looks_first: bool,
 }
 
 impl Writer<'_> {
@@ -162,6 +179,10 @@ impl Writer<'_> {
         let stillpoint_core::tree::NodeKind::File { size } = node.kind else {
             return Err(Error::new(Kind::Corrupt, format!("`{path}` is no object")));
         };
+        if self.looks_first && self.holds(&key, names, node, size)? == Some(true) {
+            self.put_acl(&key, attributes)?;
+            return Ok(size);
+        }
         let parts = fact(attributes, "parts").map(|text| facts::read_parts(text, size)).transpose()?;
         let written = match parts.filter(|parts| parts.iter().all(|part| *part <= WHOLE_BYTES_MAX)) {
             Some(parts) => self.put_parts(&key, attributes, &mut content, &parts),
@@ -174,14 +195,23 @@ impl Writer<'_> {
         };
         match written {
             // An earlier try of the same restore may have come this far.
-            Err(error) if error.kind() == Kind::Conflict && self.if_absent => self.is_there(&key, node, size, error)?,
+            Err(conflict) if conflict.kind() == Kind::Conflict && self.if_absent => {
+                if self.holds(&key, names, node, size)? != Some(true) {
+                    let what = format!("the key `{}` holds another object already", keys::shown(&key));
+                    let hint = "restore into an empty bucket or prefix";
+                    return Err(Error::new(Kind::AlreadyExists, what).hint(hint).source(conflict));
+                }
+            }
             other => other?,
         }
-        if let Some(acl) = fact(attributes, "acl").filter(|_| self.job.driver.settings.acl) {
-            let (client, acl) = (self.job.s3.client.clone(), acl.to_vec());
-            self.job.s3.wait(async move { client.put_document(&key, "acl", "s3:PutObjectAcl", acl).await })?;
-        }
+        self.put_acl(&key, attributes)?;
         Ok(size)
+    }
+
+    fn put_acl(&self, key: &[u8], attributes: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+        let Some(acl) = fact(attributes, "acl").filter(|_| self.job.driver.settings.acl) else { return Ok(()) };
+        let (client, key, acl) = (self.job.s3.client.clone(), key.to_vec(), acl.to_vec());
+        self.job.s3.wait(async move { client.put_document(&key, "acl", "s3:PutObjectAcl", acl).await })
     }
 
     fn headers(&self, attributes: &[(Vec<u8>, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
@@ -229,36 +259,32 @@ impl Writer<'_> {
             let (client, key, upload, if_absent) = (client.clone(), key.to_vec(), upload.clone(), self.if_absent);
             s3.wait(async move { client.complete_upload(&key, &upload, &parts, if_absent).await.map(drop) })
         });
-        if completed.is_err() {
+        completed.or_else(|error| {
             let key = key.to_vec();
-            // The first failure is reported; what stays of the upload, the service or its rules remove.
-            s3.wait(async move { client.abort_upload(&key, &upload).await }).ok();
-        }
-        completed
+            s3.wait(async move { Err(client.give_up(&key, &upload, error).await) })
+        })
     }
 
     fn send_parts(&self, key: &[u8], upload: &str, content: &mut dyn Read, sizes: &[u64]) -> Result<Vec<Part>> {
         let mut parts = Vec::with_capacity(sizes.len());
-        let mut on_their_way: VecDeque<Receiver<Result<Part>>> = VecDeque::new();
-        let mut end = |waiting: Receiver<Result<Part>>| -> Result<()> {
-            let ended = |error| Error::internal("a request ended without an answer").source(error);
-            parts.push(waiting.recv().map_err(ended)??);
+        let mut on_their_way: VecDeque<Owed<Result<Part>>> = VecDeque::new();
+        let mut end = |owed: Owed<Result<Part>>| -> Result<()> {
+            parts.push(owed.wait()??);
             Ok(())
         };
         for (index, &size) in sizes.iter().enumerate() {
             self.job.context.check()?;
             let taken = self.memory.take(size);
             let body = read_part(content, size)?;
-            let (sender, receiver) = sync_channel(1);
+            let (debt, owed) = crew::owed();
             let (client, key, upload) = (self.job.s3.client.clone(), key.to_vec(), upload.to_owned());
             self.job.s3.handle()?.spawn(async move {
                 let part = client.put_part(&key, &upload, index + 1, body).await;
                 // The part's bytes are memory until it has been sent.
                 drop(taken);
-                // Who asked may have given up.
-                sender.send(part).ok();
+                debt.pay(part);
             });
-            on_their_way.push_back(receiver);
+            on_their_way.push_back(owed);
             if on_their_way.len() >= PARTS_MAX
                 && let Some(first) = on_their_way.pop_front()
             {
@@ -270,17 +296,25 @@ impl Writer<'_> {
         Ok(parts)
     }
 
-    /// Whether the key holds what was to be written.
-    fn is_there(&self, key: &[u8], node: &Node, size: u64, conflict: Error) -> Result<()> {
+    /// Whether the key holds what is to be written; `None` if it is free. Where entity tags do not tell,
+    /// as with encrypted buckets, the bytes do.
+    fn holds(&self, key: &[u8], names: &[Vec<u8>], node: &Node, size: u64) -> Result<Option<bool>> {
         let (client, whole) = (self.job.s3.client.clone(), key.to_vec());
-        let answer = self.job.s3.wait(async move { client.head(Which::newest(&whole), None).await })?;
-        let same_size = answer.header("content-length").and_then(|length| length.parse().ok()) == Some(size);
-        let etag = answer.header("etag").map(str::as_bytes);
-        if same_size && fact(&node.meta.xattrs, "etag").is_none_or(|stored| etag == Some(stored)) {
-            return Ok(());
+        let answer = match self.job.s3.wait(async move { client.head(Which::newest(&whole), None).await }) {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+            other => other?,
+        };
+        if answer.header("content-length").and_then(|length| length.parse().ok()) != Some(size) {
+            return Ok(Some(false));
         }
-        let what = format!("the key `{}` holds another object already", keys::shown(key));
-        Err(Error::new(Kind::AlreadyExists, what).hint("restore into an empty bucket or prefix").source(conflict))
+        let etag = answer.header("etag").map(str::as_bytes);
+        if fact(&node.meta.xattrs, "etag").is_some_and(|stored| etag == Some(stored)) {
+            return Ok(Some(true));
+        }
+        let mut path = TreePath::root().join(OBJECTS)?;
+        names.iter().try_for_each(|name| path.push(name))?;
+        let difference = compare_one(self.job.driver, self.job.source, &path, &keys::unescape(names)?)?;
+        Ok(Some(difference.is_none()))
     }
 }
 

@@ -19,28 +19,31 @@ use crate::trial::{back_up, cut_id, drain, pin, restore, run};
 /// Answers instead of the server: given the first line of a request, the answer or none.
 type Judge = dyn Fn(&str) -> Option<String> + Send + Sync;
 
+/// Changes the head of what the server answers.
+type Edit = dyn Fn(String) -> String + Send + Sync;
+
 /// A proxy before a rig; ends with the test's process.
 pub fn proxy(rig: &Rig, judge: Arc<Judge>) -> Rig {
+    editing_proxy(rig, judge, Arc::new(|head| head))
+}
+
+/// The same, which changes answers of the server on their way.
+fn editing_proxy(rig: &Rig, judge: Arc<Judge>, edit: Arc<Edit>) -> Rig {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let upstream = rig.endpoint.trim_start_matches("http://").to_owned();
     std::thread::spawn(move || {
         for client in listener.incoming() {
-            let (upstream, judge) = (upstream.clone(), judge.clone());
+            let (upstream, judge, edit) = (upstream.clone(), judge.clone(), edit.clone());
             // A connection that breaks off is the client's to notice.
-            std::thread::spawn(move || pass_on(client?, &upstream, &*judge));
+            std::thread::spawn(move || pass_on(client?, &upstream, &*judge, &*edit));
         }
     });
     Rig { endpoint: format!("http://127.0.0.1:{port}"), ..rig.clone() }
 }
 
-fn pass_on(mut client: TcpStream, upstream: &str, judge: &Judge) -> std::io::Result<()> {
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        client.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    let text = String::from_utf8_lossy(&head).into_owned();
+fn pass_on(mut client: TcpStream, upstream: &str, judge: &Judge, edit: &Edit) -> std::io::Result<()> {
+    let text = head_of(&mut client)?;
     let length =
         text.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
@@ -51,7 +54,40 @@ fn pass_on(mut client: TcpStream, upstream: &str, judge: &Judge) -> std::io::Res
     let mut server = TcpStream::connect(upstream)?;
     server.write_all(text.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes())?;
     server.write_all(&body)?;
+    client.write_all(edit(head_of(&mut server)?).as_bytes())?;
     std::io::copy(&mut server, &mut client).map(drop)
+}
+
+fn head_of(stream: &mut TcpStream) -> std::io::Result<String> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+/// The head without a header, or with another value of it.
+fn with_header(head: &str, name: &str, change: impl Fn(&str) -> Option<String>) -> String {
+    let lines = head.split_inclusive("\r\n").filter_map(|line| match line.split_once(": ") {
+        Some((found, value)) if found.eq_ignore_ascii_case(name) => {
+            change(value.trim()).map(|value| format!("{found}: {value}\r\n"))
+        }
+        _ => Some(line.to_owned()),
+    });
+    lines.collect()
+}
+
+/// The bucket behind a proxy that shows a time of its own, as many do.
+fn behind_clock(bucket: &Bucket, ahead_seconds: i64) -> Bucket {
+    let edit = move |head: String| {
+        with_header(&head, "date", |date| {
+            let time = jiff::fmt::rfc2822::parse(date).unwrap().timestamp();
+            let shown = time + jiff::SignedDuration::from_secs(ahead_seconds);
+            Some(jiff::fmt::strtime::format("%a, %d %b %Y %H:%M:%S GMT", shown).unwrap())
+        })
+    };
+    Bucket { rig: editing_proxy(&bucket.rig, Arc::new(|_| None), Arc::new(edit)), ..bucket.clone() }
 }
 
 pub fn answer(status: &str, headers: &str, code: &str) -> String {
@@ -122,9 +158,7 @@ fn what_cannot_get_better_is_said_at_once() {
     assert!(probe.missing_privileges.iter().any(|text| text.contains("s3:ListBucketVersions")), "{probe:?}");
     let denied =
         through(&bucket, |line| line.contains("versionId").then(|| answer("403 Forbidden", "", "AccessDenied")));
-    let driver = denied.open("p", json!({}));
-    let pinned = pin(&driver, 1);
-    let error = drain(&driver, &pinned, None).unwrap_err();
+    let error = prepare(&denied);
     assert!(
         error.to_string().contains("cannot read the object `p/")
             && error.hint_text().unwrap().contains("s3:GetObjectVersion")
@@ -215,6 +249,9 @@ fn objects_that_go_between_list_and_read_are_named_where_no_version_holds_them()
             assert_eq!(point.tree.files()["objects/large"], vec![1; 9 << 20]);
         } else {
             assert_eq!((lost, torn), (vec!["3"], vec!["objects/4", "objects/large"]));
+            // What was lost holds no reference any more.
+            let held = crate::trial::edges(&driver, Some(&pinned), &keys).unwrap();
+            assert!(held.len() == 20 && held.iter().all(|edge| edge.referent != b"3"), "{held:?}");
             assert_eq!(point.tree.files()["objects/large"], vec![2; 9 << 20]);
         }
     }
@@ -265,4 +302,68 @@ fn versioning_that_is_suspended_before_the_cut_asks_for_a_new_start() {
     bucket.put("p/null", "x");
     let (tree, drained) = back_up(&driver, None);
     assert_eq!((drained.items, drained.losses.len(), tree.files()["objects/null"].as_slice()), (21, 0, &b"x"[..]));
+}
+
+#[test]
+fn a_proxy_whose_clock_differs_loses_no_object() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("a_proxy_whose_clock_differs_loses_no_object", why),
+    };
+    for (versions, difference) in [(true, "2s"), (false, "2s"), (true, "0s"), (false, "0s")] {
+        let bucket = filled(&rig, versions);
+        // What is written now is dated a second later than the cut.
+        let shifted = behind_clock(&bucket, -1);
+        std::thread::sleep(std::time::Duration::from_millis(3_100));
+        let driver = shifted.open("p", json!({ "clockDifference": difference }));
+        let context = Context::default();
+        run(driver.prepare(&context)).unwrap();
+        bucket.put("p/new", "acknowledged before the cut");
+        bucket.put("p/3", "overwritten before the cut");
+        let pinned = run(driver.cut(&context, &cut_id(1))).unwrap();
+        let (point, drained) = drain(&driver, &pinned, None).unwrap();
+        let has_new = point.tree.files().contains_key("objects/new");
+        assert_eq!(has_new, difference == "2s", "versions: {versions}");
+        if difference == "2s" && versions {
+            assert_eq!(point.tree.files()["objects/3"], [3; 500]);
+            let doubts = drained.notes.iter().find(|note| note.starts_with("of 2 objects")).unwrap();
+            assert!(doubts.contains("`3`") && doubts.contains("`new`"), "{doubts}");
+        }
+    }
+}
+
+#[test]
+fn tags_are_never_lost_for_want_of_a_privilege_or_of_a_count() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("tags_are_never_lost_for_want_of_a_privilege_or_of_a_count", why),
+    };
+    for versions in [true, false] {
+        let bucket = filled(&rig, versions);
+        let tags = vec![("x-amz-tagging".to_owned(), b"stage=production".to_vec())];
+        super::versions::put_with(&bucket, b"p/tagged", tags, b"small".to_vec());
+        let tags_of = |tree: &stillpoint_testkit::MemoryTree| {
+            use stillpoint_core::tree::Tree;
+            let path = stillpoint_core::tree::TreePath::parse("objects/tagged").unwrap();
+            let node = tree.get(&path).unwrap().unwrap();
+            crate::objects::bucket::facts::fact(&node.meta.xattrs, "tags").map(<[u8]>::to_vec)
+        };
+        let refuse = |line: &str| {
+            let asks = line.starts_with("GET") && line.contains("tagging=") && !line.contains("x-id");
+            asks.then(|| answer("403 Forbidden", "", "AccessDenied"))
+        };
+        let strip =
+            |head: String| with_header(&with_header(&head, "x-amz-tagging-count", |_| None), "server", |_| None);
+        let denied = Bucket { rig: editing_proxy(&rig, Arc::new(refuse), Arc::new(strip)), ..bucket.clone() };
+        let error = prepare(&denied);
+        assert_eq!(error.kind(), Kind::PermissionDenied);
+        assert!(error.hint_text().unwrap().contains("Tagging, or set `tags: false`"), "{error:?}");
+        let probe = run(denied.open("p", json!({})).probe(&Context::default())).unwrap();
+        assert!(probe.missing_privileges.iter().any(|text| text.contains("Tagging")), "{probe:?}");
+        assert_eq!(tags_of(&back_up(&denied.open("p", json!({ "tags": false })), None).0), None);
+        // Neither a count nor a name that tells that there would be one.
+        let silent = Bucket { rig: editing_proxy(&rig, Arc::new(|_| None), Arc::new(strip)), ..bucket.clone() };
+        assert_eq!(tags_of(&back_up(&silent.open("p", json!({})), None).0), Some(b"stage=production".to_vec()));
+        assert_eq!(tags_of(&back_up(&bucket.open("p", json!({})), None).0), Some(b"stage=production".to_vec()));
+    }
 }

@@ -141,3 +141,57 @@ fn a_reference_needs_versions_and_says_what_becomes_of_them() {
     let directory = crate::trial::open(&crate::objects::REGISTRATION, settings, folder.path()).unwrap();
     assert_eq!(restore(&directory, &point.tree, RestoreMode::Fresh, None).unwrap_err().kind(), Kind::Unsupported);
 }
+
+#[test]
+fn a_bucket_is_set_back_from_its_mirror_or_not_touched() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("a_bucket_is_set_back_from_its_mirror_or_not_touched", why),
+    };
+    let (bucket, mirror) = (rig.bucket(true), rig.bucket(true));
+    for key in ["p/a", "p/b", "p/c"] {
+        bucket.put(key, format!("{key} first"));
+    }
+    put_in_parts(&bucket, "p/large", Vec::new(), vec![vec![1; 5 << 20], vec![2; 100]]);
+    let listed = bucket.listed("p");
+    let settings = json!({ "mode": "mirror", "mirror": format!("s3://{}/copies", mirror.name) });
+    let driver = bucket.open("p", settings);
+    let (tree, _) = back_up(&driver, None);
+    let remove = |bucket: &super::rig::Bucket, prefix: &str| {
+        let place = bucket.place(prefix);
+        let mut versions = Vec::new();
+        let take = &mut |entry: crate::objects::bucket::answers::Entry| {
+            versions.push((place.whole_key(&entry.key), entry.version));
+            Ok(())
+        };
+        place.versions(&Context::default(), take).unwrap();
+        for (key, version) in versions {
+            let client = place.client.clone();
+            place.wait(async move { client.delete(Which { key: &key, version: version.as_deref() }).await }).unwrap();
+        }
+    };
+    // The versions of the source are gone: what mirrors are for.
+    remove(&bucket, "p");
+    bucket.put("p/b", "second");
+    bucket.put("p/new", "second");
+    let restored = restore(&driver, &tree, RestoreMode::InPlace, None).unwrap();
+    assert_eq!((restored.items, restored.losses.len()), (5, 0), "{restored:?}");
+    assert_eq!((bucket.listed("p"), bucket.get("p/b")), (listed, b"p/b first".to_vec()));
+    assert_eq!(differences(&driver, &tree), Vec::<String>::new());
+    // One copy is gone too: nothing is changed.
+    remove(&bucket, "p");
+    let place = mirror.place("copies");
+    let mut gone = None;
+    place
+        .versions(&Context::default(), &mut |entry| {
+            gone = gone.take().or((entry.key == b"c").then_some(entry.version.unwrap()));
+            Ok(())
+        })
+        .unwrap();
+    let client = place.client.clone();
+    place.wait(async move { client.delete(Which { key: b"copies/c", version: gone.as_deref() }).await }).unwrap();
+    bucket.put("p/b", "third");
+    let refused = restore(&driver, &tree, RestoreMode::InPlace, None).unwrap_err();
+    assert!(refused.kind() == Kind::NotFound && refused.to_string().contains("`c`"), "{refused:?}");
+    assert_eq!((bucket.listed("p").len(), bucket.get("p/b")), (1, b"third".to_vec()));
+}

@@ -23,8 +23,8 @@ struct Moto {
 
 impl Drop for Moto {
     fn drop(&mut self) {
-        self.server.kill().ok();
-        self.server.wait().ok();
+        // It may have ended by itself.
+        drop((self.server.kill(), self.server.wait()));
     }
 }
 
@@ -34,10 +34,10 @@ impl Moto {
         if !has.is_ok_and(|status| status.success()) {
             return None;
         }
-        let port = TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?.port();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new("python3");
         command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
-        let server = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
+        let server = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let moto = Self { server, address: format!("127.0.0.1:{port}") };
         let begin = Instant::now();
         while TcpStream::connect(&moto.address).is_err() {
@@ -115,4 +115,55 @@ fn what_a_reference_could_not_give_back_is_named_before() {
         assert_eq!(restore(&copy.open("", json!({})), &tree, RestoreMode::Fresh, None).unwrap().items, 1);
         assert_eq!(copy.listed("").keys().collect::<Vec<_>>(), ["readable"]);
     }
+}
+
+#[test]
+fn markers_that_a_service_lists_apart_hide_what_they_should() {
+    let Some(moto) = Moto::start() else {
+        return skip("markers_that_a_service_lists_apart_hide_what_they_should", "no moto: pip install 'moto[server]'");
+    };
+    let rig = Rig { endpoint: format!("http://{}", moto.address), key: "x".to_owned(), secret: "x".to_owned() };
+    let bucket = rig.bucket(true);
+    for key in ["a", "b", "c", "d"] {
+        bucket.put(&format!("p/{key}"), "first");
+    }
+    bucket.delete("p/a");
+    bucket.delete("p/c");
+    bucket.put("p/c", "second");
+    // Times of this service are cut off to the second.
+    std::thread::sleep(Duration::from_millis(1_100));
+    let driver = bucket.open("p", json!({}));
+    let (tree, drained) = back_up(&driver, None);
+    assert_eq!((drained.items, tree.files()["objects/c"].as_slice()), (3, &b"second"[..]));
+    assert!(!tree.files().contains_key("objects/a"));
+    bucket.delete("p/d");
+    bucket.put("p/e", "new");
+    restore(&driver, &tree, RestoreMode::InPlace, None).unwrap();
+    assert_eq!(bucket.listed("p").keys().collect::<Vec<_>>(), ["b", "c", "d"]);
+}
+
+#[test]
+fn what_cannot_be_set_back_stays_and_is_named_and_the_rest_comes_back() {
+    let name = "what_cannot_be_set_back_stays_and_is_named_and_the_rest_comes_back";
+    let Some(moto) = Moto::start() else { return skip(name, "no moto: pip install 'moto[server]'") };
+    let rig = Rig { endpoint: format!("http://{}", moto.address), key: "x".to_owned(), secret: "x".to_owned() };
+    let bucket = rig.bucket(true);
+    let archived = vec![("x-amz-storage-class".to_owned(), b"GLACIER".to_vec())];
+    put_with(&bucket, b"p/cold", archived, b"ice".to_vec());
+    bucket.put("p/a", "first");
+    bucket.put("p/z", "first");
+    let driver = bucket.open("p", json!({}));
+    let (tree, drained) = back_up(&driver, None);
+    assert_eq!((drained.items, drained.losses.len()), (2, 1));
+    for key in ["p/a", "p/cold", "p/z"] {
+        bucket.put(key, "second");
+    }
+    moto.put_raw(&format!("/{}/p/x/../y", bucket.name), "dots");
+    let restored = restore(&driver, &tree, RestoreMode::InPlace, None).unwrap();
+    let left: BTreeSet<_> = restored.losses.iter().map(|loss| loss.what.as_str()).collect();
+    assert_eq!((restored.items, left), (2, BTreeSet::from(["cold", "x/../y"])));
+    assert_eq!(
+        [bucket.get("p/a"), bucket.get("p/cold"), bucket.get("p/z")],
+        [b"first".to_vec(), b"second".to_vec(), b"first".to_vec()]
+    );
 }

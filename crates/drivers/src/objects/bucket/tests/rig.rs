@@ -77,6 +77,8 @@ impl Bucket {
             "url": format!("s3://{}/{prefix}", self.name),
             "options": { "endpoint": self.rig.endpoint, "region": "us-east-1", "allow_http": "true" },
             "credentials": { "access_key_id": self.rig.key, "secret_access_key": self.rig.secret },
+            // The server and its clock are one.
+            "clockDifference": "0s",
         });
         let more = more.as_object().cloned().unwrap_or_default();
         more.into_iter().for_each(|(name, value)| settings[name] = value);

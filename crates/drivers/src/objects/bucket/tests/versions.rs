@@ -388,3 +388,99 @@ fn options_that_would_have_no_effect_are_refused() {
     }
     assert!(client("session_token").is_ok());
 }
+
+#[test]
+fn an_interrupted_restore_is_repeated_where_entity_tags_do_not_come_out_alike() {
+    let name = "an_interrupted_restore_is_repeated_where_entity_tags_do_not_come_out_alike";
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip(name, why),
+    };
+    let bucket = rig.bucket(false);
+    put_in_parts(&bucket, "p/a-large", Vec::new(), vec![vec![1; 5 << 20], vec![2; 100]]);
+    for number in 0..30 {
+        bucket.put(&format!("p/{number}"), [number as u8; 1000]);
+    }
+    // A service that does not tell parts: what was written in parts comes back whole, with another tag.
+    let silent = super::faults::through(&bucket, |line| {
+        let asks = line.starts_with("HEAD") && line.contains("partNumber=");
+        asks.then(|| super::faults::answer("501 Not Implemented", "", "NotImplemented"))
+    });
+    let (tree, _) = back_up(&silent.open("p", json!({})), None);
+    let copy = rig.bucket(false);
+    let target = copy.open("q", json!({ "connections": 1 }));
+    let failing = stillpoint_testkit::fault::FailingTree::new(&tree, 28);
+    restore(&target, &failing, RestoreMode::Fresh, None).unwrap_err();
+    let begun = copy.listed("q");
+    assert!(begun.contains_key("a-large") || begun.len() > 10, "{begun:?}");
+    assert_eq!(restore(&target, &tree, RestoreMode::Fresh, None).unwrap().items, 31);
+    assert_ne!(copy.listed("q")["a-large"], bucket.listed("p")["a-large"]);
+    assert_eq!(differences(&target, &tree), Vec::<String>::new());
+    // Another object of the same size is no earlier try.
+    let other = rig.bucket(false);
+    other.put("q/.stillpoint-restore.json", "r1");
+    other.put("q/a-large", vec![9; (5 << 20) + 100]);
+    let refused = restore(&other.open("q", json!({})), &tree, RestoreMode::Fresh, None).unwrap_err();
+    assert_eq!(refused.kind(), Kind::AlreadyExists);
+}
+
+#[test]
+fn a_bucket_that_a_restore_made_keeps_versions_however_often_it_is_tried() {
+    let name = "a_bucket_that_a_restore_made_keeps_versions_however_often_it_is_tried";
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip(name, why),
+    };
+    let bucket = rig.bucket(true);
+    bucket.put("p/a", "a");
+    let (tree, _) = back_up(&bucket.open("p", json!({})), None);
+    let copy = rig.absent();
+    // It dies before versions are kept.
+    let dying = super::faults::through(&copy, |line| {
+        let sets = line.starts_with("PUT") && line.contains("versioning=");
+        sets.then(|| super::faults::answer("403 Forbidden", "", "AccessDenied"))
+    });
+    let create = json!({ "create": true });
+    restore(&dying.open("q", create.clone()), &tree, RestoreMode::Fresh, None).unwrap_err();
+    assert_eq!(restore(&copy.open("q", create), &tree, RestoreMode::Fresh, None).unwrap().losses.len(), 0);
+    assert_eq!(copy.place("").versioning().unwrap(), crate::objects::bucket::answers::Versioning::Enabled);
+    // A bucket of somebody else's is not changed, and what it does not keep is named.
+    let plain = rig.bucket(false);
+    let restored = restore(&plain.open("q", json!({ "create": true })), &tree, RestoreMode::Fresh, None).unwrap();
+    assert!(restored.losses.iter().any(|loss| loss.what.contains("versions")), "{restored:?}");
+    assert_eq!(plain.place("").versioning().unwrap(), crate::objects::bucket::answers::Versioning::Never);
+}
+
+#[test]
+fn tags_that_change_under_the_same_bytes_are_followed_or_named() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("tags_that_change_under_the_same_bytes_are_followed_or_named", why),
+    };
+    let bucket = rig.bucket(true);
+    put_with(&bucket, b"p/a", vec![header("x-amz-tagging", "stage=trial")], b"bytes".to_vec());
+    put_in_parts(&bucket, "p/b", Vec::new(), vec![vec![1; 5 << 20], vec![2; 100]]);
+    let tags_of = |tree: &stillpoint_testkit::MemoryTree| {
+        use stillpoint_core::tree::Tree;
+        let path = stillpoint_core::tree::TreePath::parse("objects/a").unwrap();
+        let node = tree.get(&path).unwrap().unwrap();
+        String::from_utf8(facts::fact(&node.meta.xattrs, "tags").unwrap().to_vec()).unwrap()
+    };
+    let (first, _) = back_up(&bucket.open("p", json!({})), None);
+    let place = bucket.place("");
+    let client = place.client.clone();
+    let text = "<Tagging><TagSet><Tag><Key>stage</Key><Value>production</Value></Tag></TagSet></Tagging>";
+    place
+        .wait(async move { client.put_document(b"p/a", "tagging", "s3:PutObjectTagging", text.into()).await })
+        .unwrap();
+    let (second, drained) = back_up(&bucket.open("p", json!({})), Some(&first));
+    assert_eq!((tags_of(&second).as_str(), drained.bytes_read), ("stage=trial", 0));
+    assert!(drained.notes.iter().any(|note| note.contains("refresh: true")), "{:?}", drained.notes);
+    let (third, drained) = back_up(&bucket.open("p", json!({ "refresh": true })), Some(&second));
+    assert_eq!((tags_of(&third).as_str(), drained.bytes_read), ("stage=production", 0));
+    assert!(!drained.notes.iter().any(|note| note.contains("refresh: true")), "{:?}", drained.notes);
+    let copy = rig.bucket(false);
+    let target = copy.open("p", json!({}));
+    restore(&target, &third, RestoreMode::Fresh, None).unwrap();
+    assert_eq!((copy.listed("p"), differences(&target, &third)), (bucket.listed("p"), Vec::new()));
+}
