@@ -15,6 +15,7 @@ pub mod platform;
 pub mod proxy;
 pub mod servers;
 mod sink;
+mod skew;
 mod tree;
 
 pub use sink::{CountingSink, Drain, MemorySink};

@@ -3,16 +3,16 @@
 //! Beside `servers`, because it is no database: it is had by `go install`, and knows buckets as
 //! folders of its data.
 
-use std::fs;
-use std::io::{Error, Read, Result, Write};
+use std::ffi::OsString;
+use std::io::{Read, Result, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-const READY_WITHIN: Duration = Duration::from_secs(60);
+use crate::servers::{Server, free_port};
 
 /// The access key of every [`Minio`].
 pub const ACCESS_KEY_ID: &str = "stillpoint-rig";
@@ -22,10 +22,9 @@ pub const SECRET_ACCESS_KEY: &str = "stillpoint-rig-secret";
 /// The server.
 #[derive(Debug)]
 pub struct Minio {
-    program: PathBuf,
-    folder: TempDir,
+    server: Server,
+    _folder: TempDir,
     port: u16,
-    child: Option<Child>,
 }
 
 impl Minio {
@@ -34,8 +33,19 @@ impl Minio {
     /// # Errors
     /// The system's, and whatever the server said when it did not start within a minute.
     pub fn start(program: &Path) -> Result<Self> {
-        let (folder, port) = (TempDir::new()?, crate::servers::free_port()?);
-        let mut minio = Self { program: program.to_owned(), folder, port, child: None };
+        let (folder, port) = (TempDir::new()?, free_port()?);
+        let address = format!("127.0.0.1:{port}");
+        let mut args: Vec<OsString> = ["server", "--quiet", "--address", &address].map(OsString::from).to_vec();
+        args.push(folder.path().join("data").into());
+        let environment = vec![
+            ("MINIO_UPDATE", "off"),
+            ("MINIO_BROWSER", "off"),
+            ("MINIO_ROOT_USER", ACCESS_KEY_ID),
+            ("MINIO_ROOT_PASSWORD", SECRET_ACCESS_KEY),
+        ];
+        let (program, log) = (program.to_owned(), folder.path().join("log"));
+        let server = Server { program, args, environment, not_root: false, log, child: None };
+        let mut minio = Self { server, _folder: folder, port };
         minio.start_again()?;
         Ok(minio)
     }
@@ -55,22 +65,8 @@ impl Minio {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_again(&mut self) -> Result<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log"))?;
-        let mut command = Command::new(&self.program);
-        command.args(["server", "--quiet", "--address", &format!("127.0.0.1:{}", self.port)]);
-        command.arg(self.folder.path().join("data")).env("MINIO_UPDATE", "off").env("MINIO_BROWSER", "off");
-        command.env("MINIO_ROOT_USER", ACCESS_KEY_ID).env("MINIO_ROOT_PASSWORD", SECRET_ACCESS_KEY);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = self.child.insert(command.spawn()?);
-        let begun = Instant::now();
-        while !answers(self.port) {
-            if child.try_wait()?.is_some() || begun.elapsed() > READY_WITHIN {
-                let said = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-                return Err(Error::other(format!("{} did not start: {said}", self.program.display())));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+        let port = self.port;
+        self.server.start(&|| answers(port))
     }
 
     /// Ends the server as a crash would.
@@ -78,11 +74,7 @@ impl Minio {
     /// # Errors
     /// The system's.
     pub fn kill(&mut self) -> Result<()> {
-        if let Some(mut child) = self.child.take() {
-            child.kill()?;
-            child.wait()?;
-        }
-        Ok(())
+        self.server.end(Signal::KILL)
     }
 }
 

@@ -1,15 +1,20 @@
 //! A network that can be broken: a TCP proxy on loopback that cuts, holds up or delays what passes.
 //!
 //! It stands between a client and one server and knows nothing of what they say. Cutting it is what a
-//! pulled cable or a failed host looks like to both; holding it is what a full queue looks like.
+//! pulled cable or a failed host looks like to both; holding it is what a full queue looks like. On
+//! request it makes an S3 service look as if its clock were wrong.
 
-use std::io::{Read, Result, Write};
+use std::io::{ErrorKind, Read, Result, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::skew::Skew;
+
 /// How long a connection to the server may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// After so long without more, what may have been the begin of a time is taken for something else.
+const HELD_BACK_MAX: Duration = Duration::from_millis(20);
 
 /// What happens to what passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,6 +47,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     weather: Weather,
+    /// How many seconds the server's clock is said to be ahead.
+    ahead: i64,
     ended: bool,
     connections: u64,
     open: Vec<(u64, TcpStream)>,
@@ -89,6 +96,12 @@ impl Proxy {
             close(&mut state);
         }
         self.shared.changed.notify_all();
+    }
+
+    /// Says of an S3 service that its clock is so many seconds ahead, behind if negative: of its answers on
+    /// connections that are made from now on.
+    pub fn skew(&self, seconds: i64) {
+        locked(&self.shared.state).ahead = seconds;
     }
 
     /// Connections that clients made so far.
@@ -151,7 +164,11 @@ impl Shared {
         }
         let (from, to) = (server.try_clone()?, client.try_clone()?);
         let shared = Arc::clone(self);
-        let back = std::thread::spawn(move || shared.pump(from, to));
+        let ahead = locked(&self.state).ahead;
+        let back = std::thread::spawn(move || match ahead {
+            0 => shared.pump(from, to),
+            seconds => shared.pump_skewed(from, to, seconds),
+        });
         let (from, to) = (client.try_clone()?, server.try_clone()?);
         self.pump(from, to);
         drop(back.join());
@@ -167,6 +184,27 @@ impl Shared {
             }
         }
         // The other direction may still have something to say.
+        drop(to.shutdown(Shutdown::Write));
+    }
+
+    /// As `pump`, with shifted times.
+    fn pump_skewed(&self, mut from: TcpStream, mut to: TcpStream, seconds: i64) {
+        let (mut buffer, mut skew) = (vec![0; 64 << 10], Skew::default());
+        if from.set_read_timeout(Some(HELD_BACK_MAX)).is_ok() {
+            loop {
+                let bytes = match from.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(count) => skew.push(&buffer[..count], seconds),
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => skew.rest(),
+                    Err(_) => break,
+                };
+                if !bytes.is_empty() && (!self.passes() || to.write_all(&bytes).is_err()) {
+                    break;
+                }
+            }
+        }
+        // A line that breaks takes the rest with it, as any line does.
+        drop(to.write_all(&skew.rest()));
         drop(to.shutdown(Shutdown::Write));
     }
 

@@ -19,7 +19,8 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const ENDED_WITHIN: Duration = Duration::from_secs(20);
 /// The user and group that own nothing.
 const NOBODY: &str = "65534";
-/// What nobody needs to reach programs in a home directory.
+/// What nobody needs to reach programs in a home directory; without `no_setuid_fixup`, access(2) would not
+/// count it.
 const MAY_PASS: &str = "+dac_override,+dac_read_search";
 
 /// The password of the superuser `postgres` on every [`Postgres`].
@@ -36,6 +37,17 @@ pub fn not_as_root(program: &Path) -> Command {
     command
 }
 
+/// Gives a folder with everything in it to nobody, if the tests run as root.
+///
+/// # Errors
+/// What `chown` says.
+pub fn give_to_nobody(folder: &Path) -> Result<()> {
+    match geteuid().is_root() {
+        true => run(Command::new("chown").args(["-R", &format!("{NOBODY}:{NOBODY}")]).arg(folder)),
+        false => Ok(()),
+    }
+}
+
 /// A port on loopback that is free now.
 ///
 /// # Errors
@@ -46,19 +58,25 @@ pub fn free_port() -> Result<u16> {
 
 /// One process with the command that starts it again.
 #[derive(Debug)]
-struct Server {
-    program: PathBuf,
-    args: Vec<OsString>,
-    not_root: bool,
-    log: PathBuf,
-    child: Option<Child>,
+pub(crate) struct Server {
+    pub(crate) program: PathBuf,
+    pub(crate) args: Vec<OsString>,
+    pub(crate) environment: Vec<(&'static str, &'static str)>,
+    pub(crate) not_root: bool,
+    pub(crate) log: PathBuf,
+    pub(crate) child: Option<Child>,
 }
 
 impl Server {
-    fn start(&mut self, is_ready: &dyn Fn() -> bool) -> Result<()> {
+    pub(crate) fn start(&mut self, is_ready: &dyn Fn() -> bool) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut command = if self.not_root { not_as_root(&self.program) } else { Command::new(&self.program) };
-        command.args(&self.args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command
+            .args(&self.args)
+            .envs(self.environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
         let child = self.child.insert(command.spawn()?);
         let begun = Instant::now();
         while !is_ready() {
@@ -79,7 +97,7 @@ impl Server {
     }
 
     /// Sends the signal and waits for the end, at last with SIGKILL.
-    fn end(&mut self, signal: Signal) -> Result<()> {
+    pub(crate) fn end(&mut self, signal: Signal) -> Result<()> {
         if self.child.is_none() {
             return Ok(());
         }
@@ -115,9 +133,7 @@ impl Postgres {
         let folder = TempDir::new()?;
         let password = folder.path().join("password");
         fs::write(&password, POSTGRES_PASSWORD)?;
-        if geteuid().is_root() {
-            run(Command::new("chown").args(["-R", &format!("{NOBODY}:{NOBODY}")]).arg(folder.path()))?;
-        }
+        give_to_nobody(folder.path())?;
         let data = folder.path().join("data");
         let mut initialize = not_as_root(&bin.join("initdb"));
         initialize.arg("--pgdata").arg(&data).arg("--pwfile").arg(&password);
@@ -142,7 +158,8 @@ impl Postgres {
             args.extend(["-c".into(), (*setting).into()]);
         }
         let log = folder.path().join("log");
-        let server = Server { program: bin.join("postgres"), args, not_root: true, log, child: None };
+        let program = bin.join("postgres");
+        let server = Server { program, args, environment: Vec::new(), not_root: true, log, child: None };
         let mut postgres = Self { server, bin: bin.to_owned(), folder, port };
         postgres.start_again()?;
         Ok(postgres)
@@ -254,7 +271,8 @@ impl Redis {
         all.extend([port.to_string().into(), "--dir".into(), folder.path().into()]);
         all.extend(args.iter().map(OsString::from));
         let log = folder.path().join("log");
-        let server = Server { program: program.to_owned(), args: all, not_root: false, log, child: None };
+        let program = program.to_owned();
+        let server = Server { program, args: all, environment: Vec::new(), not_root: false, log, child: None };
         let mut redis = Self { server, folder, port };
         redis.start_again()?;
         Ok(redis)

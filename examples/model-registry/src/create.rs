@@ -20,7 +20,7 @@ pub async fn create(settings: &Settings) -> Result<()> {
     create_database(&settings.postgres).await?;
     let client = stores::database(&settings.postgres).await?;
     client.batch_execute(stores::SCHEMA).await.attempted("make the tables")?;
-    create_bucket(settings, true).await?;
+    create_bucket(settings).await?;
     let folders = [settings.code.clone(), settings.config.clone(), stores::incoming(&settings.config)];
     for folder in folders {
         std::fs::create_dir_all(&folder).attempted(&format!("make {}", folder.display()))?;
@@ -35,7 +35,7 @@ pub async fn create_targets(settings: &Settings, database: bool) -> Result<()> {
     if database {
         create_database(&settings.postgres).await?;
     }
-    create_bucket(settings, false).await
+    create_bucket(settings).await
 }
 
 async fn create_database(url: &str) -> Result<()> {
@@ -51,19 +51,18 @@ async fn create_database(url: &str) -> Result<()> {
     client.batch_execute(&format!("CREATE DATABASE \"{quoted}\"")).await.attempted("create the database")
 }
 
-async fn create_bucket(settings: &Settings, versions: bool) -> Result<()> {
+/// A bucket with versions: of the original they are what a cut reads, of a copy what lets it be replaced.
+async fn create_bucket(settings: &Settings) -> Result<()> {
     let client = stores::bucket(&settings.s3)?;
     let status = ask(&client, &[], "").await?;
     // 409: it is there, and ours.
     if !(status.is_success() || status.as_u16() == 409) {
         return Err(format!("the bucket {} cannot be made: {status}", settings.s3.bucket));
     }
-    if versions {
-        let body = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
-        let status = ask(&client, &[("versioning", "")], body).await?;
-        if !status.is_success() {
-            return Err(format!("the bucket {} keeps no versions: {status}", settings.s3.bucket));
-        }
+    let body = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+    let status = ask(&client, &[("versioning", "")], body).await?;
+    if !status.is_success() {
+        return Err(format!("the bucket {} keeps no versions: {status}", settings.s3.bucket));
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ pub mod judge;
 pub mod record;
 pub mod settings;
 pub mod stores;
+mod uploader;
 pub mod writer;
 
 /// What goes wrong here is said in one sentence; nobody handles it by its kind.

@@ -21,6 +21,10 @@ pub enum Happening {
     Begun(Version),
     /// All stores have acknowledged.
     Acknowledged(Version),
+    /// The parts of this bundle are there; the request that makes them an object is about to be sent.
+    BundleBegun(u64),
+    /// The bundle is the object.
+    BundleAcknowledged(u64),
     /// Someone asked for a pause.
     PauseAsked,
     /// Writers are held back and nothing is in flight.
@@ -47,6 +51,8 @@ impl Recorder {
         let line = match happening {
             Happening::Begun(version) => format!("begun {} {} {at}\n", version.writer, version.number),
             Happening::Acknowledged(version) => format!("acknowledged {} {} {at}\n", version.writer, version.number),
+            Happening::BundleBegun(number) => format!("bundle-begun {number} {at}\n"),
+            Happening::BundleAcknowledged(number) => format!("bundle-acknowledged {number} {at}\n"),
             Happening::PauseAsked => format!("asked {at}\n"),
             Happening::Paused => format!("paused {at}\n"),
             Happening::Resumed(by) => format!("resumed {by} {at}\n"),
@@ -66,6 +72,8 @@ pub fn now_micros() -> u64 {
 pub struct Record {
     /// Per version: when it was first begun, and when it was acknowledged.
     pub versions: BTreeMap<Version, (u64, Option<u64>)>,
+    /// Per bundle: when its end was begun, and when it was acknowledged.
+    pub bundles: BTreeMap<u64, (u64, Option<u64>)>,
     /// Everything in order, with its time.
     pub happenings: Vec<(Happening, u64)>,
 }
@@ -89,6 +97,10 @@ impl Record {
                 Happening::Begun(version) => _ = record.versions.entry(*version).or_insert((at, None)),
                 Happening::Acknowledged(version) => {
                     record.versions.entry(*version).or_insert((at, None)).1.get_or_insert(at);
+                }
+                Happening::BundleBegun(number) => _ = record.bundles.entry(*number).or_insert((at, None)),
+                Happening::BundleAcknowledged(number) => {
+                    record.bundles.entry(*number).or_insert((at, None)).1.get_or_insert(at);
                 }
                 _ => {}
             }
@@ -135,9 +147,12 @@ fn parse_line(line: &str) -> Option<(Happening, u64)> {
     let words: Vec<&str> = line.split(' ').collect();
     let at = words.last()?.parse().ok()?;
     let version = || Some(Version { writer: words.get(1)?.parse().ok()?, number: words.get(2)?.parse().ok()? });
+    let number = || words.get(1)?.parse().ok();
     let happening = match *words.first()? {
         "begun" => Happening::Begun(version()?),
         "acknowledged" => Happening::Acknowledged(version()?),
+        "bundle-begun" => Happening::BundleBegun(number()?),
+        "bundle-acknowledged" => Happening::BundleAcknowledged(number()?),
         "asked" => Happening::PauseAsked,
         "paused" => Happening::Paused,
         "resumed" => Happening::Resumed((*words.get(1)?).to_owned()),
@@ -163,12 +178,16 @@ mod tests {
             Happening::Paused,
             Happening::Resumed("lease".to_owned()),
             Happening::Begun(Version { number: 2, ..version }),
+            Happening::BundleBegun(1),
+            Happening::BundleAcknowledged(1),
+            Happening::BundleBegun(2),
         ] {
             recorder.note(&happening).expect("writes");
         }
         let record = Record::load(&path).expect("reads");
         assert_eq!(record.last_of(3), Some((Version { number: 2, ..version }, false)));
         assert!(record.versions[&version].1.is_some());
+        assert_eq!(record.bundles.values().map(|(_, done)| done.is_some()).collect::<Vec<_>>(), [true, false]);
         let pauses = record.pauses();
         assert_eq!(pauses.len(), 1);
         assert_eq!(pauses[0].ended.as_ref().map(|(_, by)| by.as_str()), Some("lease"));

@@ -35,6 +35,10 @@ pub struct Settings {
     /// Whether writers also ask the database before each publication, for pauses by SQL.
     #[serde(default)]
     pub ask_database: bool,
+    /// Whether objects are also overwritten, deleted, and uploaded slowly in parts: what a bucket's copy
+    /// must get right and a registry that only adds never shows.
+    #[serde(default)]
+    pub overwrites: bool,
     /// After so many seconds without a `resume` the pause lets go by itself.
     #[serde(default = "lease_seconds")]
     pub lease_seconds: f64,

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::{ObjectStoreExt, PutPayload};
+use object_store::aws::{AmazonS3, AmazonS3Builder, S3ConditionalPut};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
 use tokio_postgres::NoTls;
 
 use crate::content::Version;
@@ -55,6 +55,8 @@ pub struct Stores {
     pub code: PathBuf,
     /// The folder of serving configuration.
     pub config: PathBuf,
+    /// Whether objects are also overwritten and deleted.
+    overwrites: bool,
     /// A second session of the database, where publications ask before they begin.
     keeper: Option<tokio_postgres::Client>,
 }
@@ -68,6 +70,7 @@ impl Stores {
             artifacts: bucket(&settings.s3)?,
             code: settings.code.clone(),
             config: settings.config.clone(),
+            overwrites: settings.overwrites,
             keeper: if settings.ask_database { Some(database(&settings.postgres).await?) } else { None },
         })
     }
@@ -98,7 +101,7 @@ impl Stores {
     /// Publishes one version: all five stores, one after the other.
     pub async fn publish(&mut self, version: Version) -> Result<()> {
         self.ask_database().await?;
-        self.put_artifact(version).await?;
+        self.write_objects(version).await?;
         let commit = commit(&self.code, version)?;
         in_time("write the rows", self.write_rows(version, &commit)).await?;
         self.point_cache(version, &commit)?;
@@ -106,10 +109,49 @@ impl Stores {
         self.tell_database().await
     }
 
-    async fn put_artifact(&self, version: Version) -> Result<()> {
-        let path = object_store::path::Path::from(version.artifact_key());
-        let put = self.artifacts.put(&path, PutPayload::from(version.artifact()));
-        in_time("put the artifact", async { put.await.map(drop).attempted("put the artifact") }).await
+    /// The artifact; where objects are overwritten also a checkpoint before it, and after it `latest` and
+    /// the end of the oldest checkpoint.
+    async fn write_objects(&self, version: Version) -> Result<()> {
+        if self.overwrites {
+            self.put(version.checkpoint_key(), version.checkpoint()).await?;
+        }
+        self.put(version.artifact_key(), version.artifact()).await?;
+        if self.overwrites {
+            in_time("overwrite the latest", self.overwrite_latest(version)).await?;
+        }
+        match version.outdated().filter(|_| self.overwrites) {
+            Some(old) => {
+                let path = object_store::path::Path::from(old.checkpoint_key());
+                let delete = self.artifacts.delete(&path);
+                in_time("delete a checkpoint", async { delete.await.attempted("delete a checkpoint") }).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn put(&self, key: String, content: Vec<u8>) -> Result<()> {
+        let (path, what) = (object_store::path::Path::from(key.as_str()), format!("put `{key}`"));
+        let put = self.artifacts.put(&path, PutPayload::from(content));
+        in_time(&what, async { put.await.map(drop).attempted(&what) }).await
+    }
+
+    /// Replaces what was read, and nothing else: a request whose answer was lost must not come after
+    /// the next publication.
+    async fn overwrite_latest(&self, version: Version) -> Result<()> {
+        let (path, what) = (object_store::path::Path::from(version.latest_key()), "overwrite the latest");
+        let mode = match self.artifacts.get(&path).await {
+            Ok(there) => {
+                let seen = UpdateVersion { e_tag: there.meta.e_tag.clone(), version: None };
+                if there.bytes().await.attempted(what)? == version.latest() {
+                    return Ok(());
+                }
+                PutMode::Update(seen)
+            }
+            Err(object_store::Error::NotFound { .. }) => PutMode::Create,
+            Err(error) => return Err(error).attempted(what),
+        };
+        let put = self.artifacts.put_opts(&path, PutPayload::from(version.latest()), mode.into());
+        put.await.map(drop).attempted(what)
     }
 
     async fn write_rows(&mut self, version: Version, commit: &str) -> Result<()> {
@@ -195,6 +237,7 @@ pub fn bucket(bucket: &Bucket) -> Result<AmazonS3> {
         .with_access_key_id(&bucket.access_key_id)
         .with_secret_access_key(&bucket.secret_access_key)
         .with_retry(retry)
+        .with_conditional_put(S3ConditionalPut::ETagMatch)
         .build()
         .attempted("make a client of the bucket")
 }

@@ -11,10 +11,11 @@ use crate::gate::Gate;
 use crate::record::{Happening, Record, Recorder};
 use crate::settings::Settings;
 use crate::stores::Stores;
+use crate::uploader::Uploader;
 use crate::{Attempted, Result};
 
 /// How long a writer waits before it tries again.
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(100);
+pub(crate) const TRY_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// All writers, and what the hooks ask them about.
 #[derive(Debug)]
@@ -55,6 +56,18 @@ impl Writers {
             let thread = std::thread::Builder::new().name(format!("writer {number}"));
             threads.push(thread.spawn(move || writer.run(next)).attempted("start a writer")?);
         }
+        if settings.overwrites {
+            let next = record.bundles.last_key_value().map_or(1, |(last, _)| last + 1);
+            let uploader = Uploader {
+                bucket: settings.s3.clone(),
+                recorder: Arc::clone(&recorder),
+                gate: gate.clone(),
+                failures: Arc::clone(&failures),
+                stop: Arc::clone(&stop),
+            };
+            let thread = std::thread::Builder::new().name("uploader".to_owned());
+            threads.push(thread.spawn(move || uploader.run(next)).attempted("start the uploader")?);
+        }
         Ok(Self { gate, acknowledged, failures, stop, threads })
     }
 
@@ -91,7 +104,7 @@ impl Writer {
             let began = Instant::now();
             self.publish(&runtime, &mut stores, version)?;
             version.number += 1;
-            self.wait(every.saturating_sub(began.elapsed()));
+            wait(&self.stop, every.saturating_sub(began.elapsed()));
         }
         Ok(())
     }
@@ -117,29 +130,29 @@ impl Writer {
                 Err(error) => {
                     *stores = None;
                     if self.failures.fetch_add(1, Ordering::Relaxed).is_multiple_of(50) {
-                        complain(version, &error);
+                        complain(&version.commit_subject(), &error);
                     }
-                    self.wait(TRY_AGAIN_AFTER);
+                    wait(&self.stop, TRY_AGAIN_AFTER);
                 }
             }
         }
         Ok(())
     }
+}
 
-    /// Sleeps in small parts, so that a stop is heard.
-    fn wait(&self, time: Duration) {
-        let until = Instant::now() + time;
-        while !self.stop.load(Ordering::Relaxed) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            std::thread::sleep(left.min(Duration::from_millis(50)));
+/// Sleeps in small parts, so that a stop is heard.
+pub(crate) fn wait(stop: &AtomicBool, time: Duration) {
+    let until = Instant::now() + time;
+    while !stop.load(Ordering::Relaxed) {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
         }
+        std::thread::sleep(left.min(Duration::from_millis(50)));
     }
 }
 
 #[allow(clippy::print_stderr)]
-fn complain(version: Version, error: &str) {
-    eprintln!("{} is tried again: {error}", version.commit_subject());
+pub(crate) fn complain(what: &str, error: &str) {
+    eprintln!("{what} is tried again: {error}");
 }

@@ -6,19 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use stillpoint_testkit::servers;
 
 use super::describe::{Ready, Rig};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
-/// The user and group that own nothing.
-const NOBODY: &str = "65534";
-/// What nobody needs to reach the cache.
-const MAY_PASS: &str = "+dac_override,+dac_read_search";
 
 /// Starts the server unless it runs, waits until it answers, and returns what tests are given.
 /// `folder` is where its state lies while it runs.
@@ -30,7 +28,9 @@ pub fn up(rig: &Rig, cache: &Path, folder: &Path) -> Result<BTreeMap<String, Str
     down(folder)?;
     let data = folder.join("data");
     std::fs::create_dir_all(&data).map_err(|error| format!("{}: {error}", data.display()))?;
-    let address = free_address()?;
+    // If someone else is faster, the server fails and says so.
+    let port = servers::free_port().map_err(|error| format!("a port: {error}"))?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let (program, port) = (rig.program(cache), address.port().to_string());
     let fill = |text: &str| {
         let bin = program.parent().unwrap_or(cache).display().to_string();
@@ -39,8 +39,8 @@ pub fn up(rig: &Rig, cache: &Path, folder: &Path) -> Result<BTreeMap<String, Str
         text.replace("{folder}", &folder.display().to_string())
     };
     let command = |words: &[String]| command(rig, folder, words.iter().map(|word| fill(word)).collect());
-    if rig.not_root && is_root() {
-        give_to_nobody(folder)?;
+    if rig.not_root {
+        servers::give_to_nobody(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     }
     for words in &rig.prepare {
         let output = command(words)?.output().map_err(|error| format!("{}: {error}", words[0]))?;
@@ -88,39 +88,15 @@ pub fn up(rig: &Rig, cache: &Path, folder: &Path) -> Result<BTreeMap<String, Str
     Ok(give)
 }
 
-/// An address that is free now; if someone else is faster, the server fails and says so.
-fn free_address() -> Result<SocketAddr, String> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| error.to_string())?;
-    listener.local_addr().map_err(|error| error.to_string())
-}
-
 /// A command of the rig's, as nobody where the server refuses root.
 fn command(rig: &Rig, folder: &Path, words: Vec<String>) -> Result<Command, String> {
     let (program, args) = words.split_first().ok_or("a command of the rig is empty")?;
-    let mut command = if rig.not_root && is_root() {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
-        // The cache may lie in a home directory that nobody else may enter; without the bit, access(2)
-        // would not count the capabilities.
-        command.args(["--securebits", "+no_setuid_fixup"]);
-        command.args(["--inh-caps", MAY_PASS, "--ambient-caps", MAY_PASS]).arg(program);
-        command
-    } else {
-        Command::new(program)
+    let mut command = match rig.not_root {
+        true => servers::not_as_root(Path::new(program)),
+        false => Command::new(program),
     };
     command.args(args).envs(&rig.environment).current_dir(folder);
     Ok(command)
-}
-
-fn give_to_nobody(folder: &Path) -> Result<(), String> {
-    let status = Command::new("chown").args(["-R", &format!("{NOBODY}:{NOBODY}")]).arg(folder).status();
-    let given = status.map_err(|error| format!("chown: {error}"))?.success();
-    if given { Ok(()) } else { Err(format!("{} could not be given to nobody", folder.display())) }
-}
-
-fn is_root() -> bool {
-    let id = Command::new("id").arg("-u").output();
-    id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
 /// Stops the server and removes everything it had.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use stillpoint_testkit::chaos;
@@ -98,10 +99,13 @@ impl Moment {
         Self::After(usual.mul_f64(random.f64() * 1.2))
     }
 
-    /// Waits for it; false if the run ended before.
-    pub fn wait(self, stage: &Stage, child: &mut Child) -> Result<bool, String> {
+    /// Waits for it; false if the run ended before, or someone stops the soak.
+    pub fn wait(self, stage: &Stage, child: &mut Child, stop: &AtomicBool) -> Result<bool, String> {
         let begun = Instant::now();
-        let ended = |child: &mut Child| child.try_wait().map_err(|error| error.to_string()).map(|s| s.is_some());
+        let ended = |child: &mut Child| {
+            let status = child.try_wait().map_err(|error| error.to_string())?;
+            Ok::<_, String>(status.is_some() || stop.load(Ordering::Relaxed))
+        };
         let offset = match self {
             Self::After(time) => time,
             Self::InPause(offset) => {

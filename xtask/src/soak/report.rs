@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::Instant;
 
 /// A soak that breaks so many obligations need not go on.
 pub const VIOLATIONS_MAX: usize = 20;
@@ -11,6 +11,8 @@ pub const VIOLATIONS_MAX: usize = 20;
 #[derive(Debug)]
 pub struct Report {
     seed: u64,
+    /// When the soak began.
+    pub begun: Instant,
     /// Platforms that were made.
     pub platforms: u64,
     /// Rounds.
@@ -29,6 +31,10 @@ pub struct Report {
     pub later: u64,
     /// References followed on copies.
     pub references: u64,
+    /// Objects that had been deleted before the cut, and were looked for.
+    pub deleted: u64,
+    /// Uploads in parts that had replaced each other before the cut.
+    pub bundles: u64,
     /// Pauses of writers, and the longest, in milliseconds.
     pub pauses: u64,
     /// The longest pause as the application saw it.
@@ -42,6 +48,7 @@ impl Report {
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
+            begun: Instant::now(),
             platforms: 0,
             rounds: 0,
             faults: BTreeMap::new(),
@@ -51,6 +58,8 @@ impl Report {
             expected: 0,
             later: 0,
             references: 0,
+            deleted: 0,
+            bundles: 0,
             pauses: 0,
             longest_pause_millis: 0.0,
             violations: Vec::new(),
@@ -64,7 +73,8 @@ impl Report {
     }
 
     /// What people read at the end.
-    pub fn summary(&self, elapsed: Duration) -> String {
+    pub fn summary(&self) -> String {
+        let elapsed = self.begun.elapsed();
         let counts = |map: &mut dyn Iterator<Item = (String, u64)>| {
             map.map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(" · ")
         };
@@ -85,6 +95,7 @@ impl Report {
                 self.restores, self.expected, self.later, self.references
             ),
         );
+        line("objects", format!("{} deleted ones rightly absent · {} uploads in parts", self.deleted, self.bundles));
         line("violations", self.violations.len().to_string());
         for violation in &self.violations {
             line("", violation.clone());

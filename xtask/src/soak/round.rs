@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -14,16 +16,25 @@ use stillpoint_testkit::platform::Stage;
 
 /// The pause budget of the platform, and the second that the watchdog may take on top.
 const PAUSE_MAX: Duration = Duration::from_secs(6);
-/// How long a run may take, faults included, before it counts as hung.
+/// How long a run or a restore may take, faults included, before it counts as hung.
 const RUN_WITHIN: Duration = Duration::from_secs(240);
 
 /// What a round knows of those before it on the same platform.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
+    /// Someone asked the soak to end.
+    stop: Arc<AtomicBool>,
     /// How long the last whole run took.
     usual: Option<Duration>,
     points: BTreeSet<String>,
     pauses_seen: usize,
+}
+
+impl Memory {
+    /// Of a new platform.
+    pub fn new(stop: Arc<AtomicBool>) -> Self {
+        Self { stop, usual: None, points: BTreeSet::new(), pauses_seen: 0 }
+    }
 }
 
 /// Runs one round and returns its line.
@@ -42,7 +53,7 @@ pub fn run(
         Fault::None => "no fault".to_owned(),
         _ => format!("{fault} {moment}"),
     };
-    let run = backup(stage, fault, moment, report)?;
+    let run = backup(stage, (fault, moment), report, memory)?;
     if !run.struck && fault != Fault::None {
         line.push_str(" (too late)");
     }
@@ -57,7 +68,7 @@ pub fn run(
     }
     if !made {
         stage.wait_for_progress()?;
-        let run = backup(stage, Fault::None, Moment::After(Duration::ZERO), report)?;
+        let run = backup(stage, (Fault::None, Moment::After(Duration::ZERO)), report, memory)?;
         line.push_str(&format!(", again → {}", run.ended(report)));
         if !run.status.is_some_and(|status| status.success()) {
             report.violation(format!("the run after a failed one failed: {}", run.said));
@@ -70,7 +81,7 @@ pub fn run(
     if memory.points.is_empty() {
         return Ok(line);
     }
-    line.push_str(&restore_and_judge(stage, report)?);
+    line.push_str(&restore_and_judge(stage, report, memory)?);
     check_pauses(stage, report, memory)?;
     Ok(line)
 }
@@ -97,44 +108,67 @@ impl Run {
     }
 }
 
-fn backup(stage: &mut Stage, fault: Fault, moment: Moment, report: &mut Report) -> Result<Run, String> {
-    let failed = |error: std::io::Error| format!("backup: {error}");
-    let outputs = [stage.path().join("backup.out"), stage.path().join("backup.err")];
+fn backup(
+    stage: &mut Stage,
+    (fault, moment): (Fault, Moment),
+    report: &mut Report,
+    memory: &Memory,
+) -> Result<Run, String> {
+    let mut struck = false;
+    let mut strike = |stage: &mut Stage, child: &mut Child| {
+        struck = fault != Fault::None && moment.wait(stage, child, &memory.stop)?;
+        if struck { fault::strike(fault, stage, child) } else { Ok(()) }
+    };
+    let run = watched(stage, &["backup", "--json"], report, memory, &mut strike);
+    let run = run.map_err(|error| format!("{error}, with {fault}"))?;
+    fault::heal(stage);
+    Ok(Run { struck, ..run })
+}
+
+/// Runs our program to its end, `meanwhile` something else, but not for ever.
+fn watched(
+    stage: &mut Stage,
+    arguments: &[&str],
+    report: &mut Report,
+    memory: &Memory,
+    meanwhile: &mut dyn FnMut(&mut Stage, &mut Child) -> Result<(), String>,
+) -> Result<Run, String> {
+    let name = arguments[0];
+    let failed = |error: std::io::Error| format!("{name}: {error}");
+    let outputs = ["out", "err"].map(|end| stage.path().join(format!("{name}.{end}")));
     let [out, err] = [0, 1].map(|index| std::fs::File::create(&outputs[index]));
-    let mut command = stage.engine(&["backup", "--json"]);
+    let mut command = stage.engine(arguments);
     let mut child = command.stdout(out.map_err(failed)?).stderr(err.map_err(failed)?).spawn().map_err(failed)?;
     let begun = Instant::now();
-    let struck = fault != Fault::None && moment.wait(stage, &mut child)?;
-    if struck {
-        fault::strike(fault, stage, &mut child)?;
-    }
-    let status = ended(&mut child, begun)?;
-    let Some(status) = status else {
-        child.kill().map_err(failed)?;
-        child.wait().map_err(failed)?;
-        report.violation(format!("the run hung for {} s with {fault}", RUN_WITHIN.as_secs()));
-        return Err("a run hung".to_owned());
+    let done = meanwhile(stage, &mut child);
+    let status = loop {
+        let is_stopped = memory.stop.load(Ordering::Relaxed);
+        match child.try_wait().map_err(failed)? {
+            Some(status) if !is_stopped && done.is_ok() => break status,
+            None if !is_stopped && done.is_ok() && begun.elapsed() < RUN_WITHIN => {
+                std::thread::sleep(Duration::from_millis(3));
+            }
+            _ => {
+                child.kill().map_err(failed)?;
+                child.wait().map_err(failed)?;
+                done?;
+                if !is_stopped {
+                    report.violation(format!("`{name}` hung for {} s", RUN_WITHIN.as_secs()));
+                }
+                return Err(format!("`{name}` was stopped"));
+            }
+        }
     };
-    fault::heal(stage);
-    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
-    let (answer, said) = (read(&outputs[0]), read(&outputs[1]));
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(failed);
+    let (answer, said) = (read(&outputs[0])?, read(&outputs[1])?);
     Ok(Run {
         status: status.code().map(|_| status),
-        struck,
+        struck: false,
         elapsed: begun.elapsed(),
+        // A run that was killed or refused answers nothing.
         answer: serde_json::from_str(&answer).unwrap_or_default(),
         said: said.trim().replace('\n', " | "),
     })
-}
-
-fn ended(child: &mut Child, begun: Instant) -> Result<Option<ExitStatus>, String> {
-    loop {
-        match child.try_wait().map_err(|error| error.to_string())? {
-            Some(status) => return Ok(Some(status)),
-            None if begun.elapsed() > RUN_WITHIN => return Ok(None),
-            None => std::thread::sleep(Duration::from_millis(3)),
-        }
-    }
 }
 
 /// Writers run again within the budget and a second, whatever became of the engine.
@@ -190,7 +224,7 @@ fn compare_points(stage: &Stage, run: &Run, report: &mut Report, memory: &mut Me
     Ok(!new.is_empty())
 }
 
-fn restore_and_judge(stage: &mut Stage, report: &mut Report) -> Result<String, String> {
+fn restore_and_judge(stage: &mut Stage, report: &mut Report, memory: &Memory) -> Result<String, String> {
     let copy = stage.copy()?;
     let shown = stage.path().join("point.json");
     let point = json(stage, &["show", "latest", "--json"])?;
@@ -199,22 +233,26 @@ fn restore_and_judge(stage: &mut Stage, report: &mut Report) -> Result<String, S
     let level = statefile["level"].as_str().unwrap_or("none").to_owned();
     let id = statefile["point"].as_str().unwrap_or_default().get(..6).unwrap_or_default();
     *report.points.entry(level.clone()).or_default() += 1;
-    let begun = Instant::now();
-    let restored = stage.engine(&["restore", "latest", "--into", "staging", "--yes", "--json"]).output();
-    let restored = restored.map_err(|error| format!("restore: {error}"))?;
-    if !restored.status.success() {
-        let said = String::from_utf8_lossy(&restored.stderr).trim().replace('\n', " | ");
-        let told = unproven(&serde_json::from_slice(&restored.stdout).unwrap_or_default());
-        report.violation(format!("point {id} does not come back: {said} {told}"));
+    let arguments = ["restore", "latest", "--into", "staging", "--yes", "--json"];
+    let restored = watched(stage, &arguments, report, memory, &mut |_, _| Ok(()))?;
+    if !restored.status.is_some_and(|status| status.success()) {
+        let told = unproven(&restored.answer);
+        report.violation(format!("point {id} does not come back: {} {told}", restored.said));
         return Ok(String::new());
     }
-    let took = begun.elapsed().as_secs_f64();
+    let took = restored.elapsed.as_secs_f64();
     let verdict = stage.judge(&copy, &shown)?;
-    let number = |name: &str| verdict[name].as_u64().unwrap_or(0);
+    let number = |name: &str| verdict[name].as_u64().ok_or_else(|| format!("the judge says nothing of `{name}`"));
+    let (expected, references) = (number("expected")?, number("references")?);
+    if expected == 0 || references == 0 {
+        report.violation(format!("point {id}: {expected} versions and {references} references proves nothing"));
+    }
     report.restores += 1;
-    report.expected += number("expected");
-    report.later += number("later");
-    report.references += number("references");
+    report.expected += expected;
+    report.references += references;
+    report.later += number("later")?;
+    report.deleted += number("deleted")?;
+    report.bundles += number("bundles")?;
     for named in verdict["named"].as_array().into_iter().flatten() {
         report.violation(format!("point {id}, {level}: {}", named.as_str().unwrap_or_default()));
     }
@@ -223,9 +261,9 @@ fn restore_and_judge(stage: &mut Stage, report: &mut Report) -> Result<String, S
         "; point {id} {level}, pause {:.0} ms, skew {:.0} ms; restored in {took:.1} s: {} expected, {} later, {} violations",
         millis("pause_micros"),
         millis("skew_micros"),
-        number("expected"),
-        number("later"),
-        number("violations"),
+        expected,
+        number("later")?,
+        number("violations")?,
     ))
 }
 
@@ -234,7 +272,7 @@ fn unproven(report: &Value) -> String {
     let stores = report["stores"].as_array().into_iter().flatten().filter(|store| store["status"] != "proven");
     let references = report["references"].as_array().into_iter().flatten().filter(|one| one["missing"] != 0);
     let lines: Vec<String> = stores.chain(references).map(Value::to_string).collect();
-    format!("{} {}", lines.join(" "), report["notes"]).chars().take(3_000).collect()
+    format!("{} {} {}", lines.join(" "), report["failures"], report["notes"]).chars().take(3_000).collect()
 }
 
 /// Every pause that the application saw ended in time, and not by its own lease.

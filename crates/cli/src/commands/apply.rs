@@ -91,12 +91,20 @@ fn screen(report: &RestoreReport) -> String {
     for note in &report.notes {
         text.push_str(&format!("  note: {note}\n"));
     }
+    for failure in &report.failures {
+        text.push_str(&format!("  failed: {failure}\n"));
+    }
     if report.proven {
         text.push_str(&format!("proven in {elapsed}: every store equals the point\n"));
     } else if report.restored {
         text.push_str(&format!("restored in {elapsed}, not compared: each byte was checked as it was read, what was written was not read back\n"));
     } else {
-        text.push_str(&render::last_line("NOT proven: do not use what was restored.", exit::UNPROVEN));
+        let all_there = report.stores.iter().all(StoreReport::is_good);
+        let state = match all_there && !report.failures.is_empty() {
+            true => "NOT proven: every store is restored, but what failed above was not checked.",
+            false => "NOT proven: do not use what was restored.",
+        };
+        text.push_str(&render::last_line(state, exit::UNPROVEN));
     }
     text
 }

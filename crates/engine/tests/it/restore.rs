@@ -28,6 +28,7 @@ use stillpoint_repo::depot::Depot;
 use stillpoint_repo::depot::memory::MemoryDepot;
 use stillpoint_repo::{InitOptions, Repository, Unlock};
 
+use crate::faults::{FaultyBucket, WriteFault, WritePlan};
 use crate::helper::watchdog_program;
 use crate::world::store;
 
@@ -367,6 +368,51 @@ async fn a_broken_restore_goes_on_where_it_ended() {
     assert_eq!(bed.staging("models").content(), bed.source("models").content());
     let third = bed.apply(&planned, &[]).await.expect_err("it is done");
     assert!(matches!(third.kind(), Kind::Fenced | Kind::Conflict), "{third:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_that_cannot_be_evaluated_hides_nothing_of_what_was_restored() {
+    let bed = Bed::new("unevaluated");
+    bed.point().await;
+    let mut platform = bed.session.platform().clone();
+    platform.references[0].query = "command:sh -c 'echo no such host >&2; exit 3'".to_owned();
+    let config = Config { platform, ..bed.session.config().clone() };
+    let session = Session::from_parts(config, Arc::clone(&bed.bucket), bed.session.repository().clone());
+    let planned = bed.plan(&PlanRequest::new("latest", staging())).await;
+    let request = ApplyRequest { plan: planned.plan.clone(), hash: planned.hash.clone(), typed: Vec::new() };
+    let report = apply::run(&session, &request, Arc::new(Silent), &CancelToken::default()).await.expect("a report");
+    assert!(!report.proven && !report.restored, "{report:?}");
+    assert!(report.stores.iter().all(|store| store.status == StoreStatus::Proven), "{report:?}");
+    assert_eq!(report.failures.len(), 1, "{report:?}");
+    for part in ["`models` to `artifacts`", "`sh` failed: exit status: 3", "no such host", "hint: "] {
+        assert!(report.failures[0].contains(part), "{part}: {}", report.failures[0]);
+    }
+    let again = bed.apply(&planned, &[]).await.expect("a report");
+    assert!(again.proven && again.stores.iter().all(|store| store.done_before), "{again:?}");
+    assert_eq!((again.restore, again.references[0].checked), (report.restore, 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_loses_its_journal_says_what_it_may_have_written() {
+    let bed = Bed::new("unwritten");
+    bed.point().await;
+    let planned = bed.plan(&PlanRequest::new("latest", staging())).await;
+    // The credential runs out once the first store is written.
+    let plan: WritePlan = Arc::new(|name| match name.ends_with("/0003.json") || name.ends_with("/report.json") {
+        true => WriteFault::Fail(Error::new(Kind::Unauthenticated, "the token has expired")),
+        false => WriteFault::None,
+    });
+    let bucket: Arc<dyn Depot> = Arc::new(FaultyBucket { inner: Arc::clone(&bed.bucket), plan });
+    let session = Session::from_parts(bed.session.config().clone(), bucket, bed.session.repository().clone());
+    let request = ApplyRequest { plan: planned.plan.clone(), hash: planned.hash.clone(), typed: Vec::new() };
+    let report = apply::run(&session, &request, Arc::new(Silent), &CancelToken::default()).await.expect("a report");
+    let statuses: Vec<_> = report.stores.iter().map(|store| store.status).collect();
+    assert_eq!(statuses, [StoreStatus::Failed, StoreStatus::NotStarted], "{report:?}");
+    assert!(report.stores[0].error.as_ref().is_some_and(|error| error.contains("expired")), "{report:?}");
+    assert!(!report.restored && report.failures.len() == 2, "{report:?}");
+    assert_eq!(bed.staging("artifacts").content().len(), 20, "it was written, and nobody may be told otherwise");
+    let again = bed.apply(&planned, &[]).await.expect("a report");
+    assert!(again.proven, "{again:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

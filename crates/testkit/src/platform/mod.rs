@@ -32,6 +32,13 @@ pub struct Programs {
     pub registry: PathBuf,
 }
 
+/// A folder in memory, if the system has one with so much room.
+pub fn memory_folder(bytes_min: u64) -> Option<PathBuf> {
+    let folder = PathBuf::from("/dev/shm");
+    let room = rustix::fs::statvfs(&folder).ok()?;
+    (room.f_bavail * room.f_frsize >= bytes_min).then_some(folder)
+}
+
 /// Fills addresses into a description. What is not filled in is an error: a platform with half an
 /// address must not be tried.
 ///

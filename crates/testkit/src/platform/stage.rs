@@ -33,13 +33,15 @@ pub struct Options {
     pub writers: u32,
     /// Publications per second of all writers; 0 means as fast as they can.
     pub per_second: f64,
+    /// Whether the application also overwrites and deletes objects, and uploads some slowly in parts.
+    pub overwrites: bool,
     /// The platform's description, with addresses between braces.
     pub template: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { writers: 2, per_second: 0.0, template: TEMPLATE.to_owned() }
+        Self { writers: 2, per_second: 0.0, overwrites: false, template: TEMPLATE.to_owned() }
     }
 }
 
@@ -114,6 +116,7 @@ impl Stage {
         values["listen"] = hooks.to_string().into();
         values["writers"] = options.writers.into();
         values["per_second"] = options.per_second.into();
+        values["overwrites"] = options.overwrites.into();
         values["lease_seconds"] = LEASE_SECONDS.into();
         write_json(&settings, &values)?;
         run(Command::new(&programs.registry).arg("create").arg(&settings))?;
@@ -151,7 +154,7 @@ impl Stage {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.path())
-            .env("TMPDIR", std::env::temp_dir())
+            .env("TMPDIR", tempfile::env::temp_dir())
             .env("STILLPOINT_STATE", self.path().join("state"))
             .stdin(Stdio::null());
         command
@@ -200,7 +203,8 @@ impl Stage {
         }
         let settings = self.path().join("staging.json");
         let s3 = (self.minio.port(), bucket.as_str());
-        let values = place(self.path(), "staging", (postgres.port(), DATABASE), redis.port(), s3);
+        let mut values = place(self.path(), "staging", (postgres.port(), DATABASE), redis.port(), s3);
+        values["overwrites"] = self.options.overwrites.into();
         write_json(&settings, &values)?;
         run(self.registry(&["targets"]).arg(&settings))?;
         self.write_platform(postgres.port(), redis.port(), &bucket)?;

@@ -7,6 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectStore, ObjectStoreExt};
 use redis::Commands;
 
+use super::changing::Changing;
 use super::{Newest, Verdict, contiguous, version};
 use crate::content::{Version, writer_of};
 use crate::settings::Settings;
@@ -43,12 +44,18 @@ impl Held {
     }
 }
 
-/// Every object is the artifact of a version, byte for byte.
-pub async fn artifacts(copy: &Settings, held: &mut Held, verdict: &mut Verdict) -> Result<Newest> {
+/// Every object is the artifact of a version, byte for byte, or one of those that change.
+pub async fn artifacts(
+    copy: &Settings,
+    held: &mut Held,
+    mut changing: Option<&mut Changing>,
+    verdict: &mut Verdict,
+) -> Result<Newest> {
     let client = stores::bucket(&copy.s3)?;
-    let prefix = object_store::path::Path::from("models");
-    let listed: Vec<_> = client.list(Some(&prefix)).try_collect().await.attempted("list the objects")?;
-    let reads = listed.into_iter().map(|object| {
+    let listed: Vec<_> = client.list(None).try_collect().await.attempted("list the objects")?;
+    // Stamps and the like begin with a dot, and are not ours.
+    let listed = listed.into_iter().filter(|object| !object.location.as_ref().starts_with('.'));
+    let reads = listed.map(|object| {
         let client = &client;
         async move {
             let bytes = client.get(&object.location).await.attempted("read an object")?.bytes().await;
@@ -58,6 +65,9 @@ pub async fn artifacts(copy: &Settings, held: &mut Held, verdict: &mut Verdict) 
     let read: Vec<_> = futures::stream::iter(reads).buffer_unordered(READS).try_collect().await?;
     let mut versions = Vec::new();
     for (key, bytes) in read {
+        if changing.as_mut().is_some_and(|changing| changing.take(&key, &bytes, verdict)) {
+            continue;
+        }
         let found = version_of_key(&key).filter(|version| version.artifact_key() == key);
         match found {
             Some(version) if version.artifact() == bytes => versions.push(version),

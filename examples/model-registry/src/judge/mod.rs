@@ -5,6 +5,7 @@
 //! Reads the copy with the stores' own clients, and of Stillpoint only the statefile: which stores,
 //! when each was pinned, which level.
 
+mod changing;
 mod look;
 
 use std::collections::BTreeMap;
@@ -16,8 +17,16 @@ use crate::record::Record;
 use crate::settings::Settings;
 use crate::{Attempted, Result};
 
-/// The stores in the order in which a publication writes them.
-pub const ORDER: [&str; 5] = ["artifacts", "code", "meta", "cache", "config"];
+/// What a publication writes, in this order, and in which store it lies. `latest` is there only where
+/// objects are overwritten.
+const ORDER: [(&str, &str); 6] = [
+    ("artifacts", "artifacts"),
+    ("latest", "artifacts"),
+    ("code", "code"),
+    ("meta", "meta"),
+    ("cache", "cache"),
+    ("config", "config"),
+];
 
 /// How many violations are named.
 const NAMED_MAX: usize = 20;
@@ -32,6 +41,10 @@ pub struct Verdict {
     pub expected: u64,
     /// Versions that were acknowledged after the cut, and so could not be.
     pub later: u64,
+    /// Objects whose deletion was acknowledged before the cut, and so could not be there.
+    pub deleted: u64,
+    /// Uploads in parts that were acknowledged before the cut, each over the one before.
+    pub bundles: u64,
     /// Per store: versions found in the copy.
     pub found: BTreeMap<String, u64>,
     /// References followed from rows and values to artifacts and commits.
@@ -74,9 +87,14 @@ impl Point {
         Ok(Self { strict: statefile["level"] == "strict", pinned })
     }
 
-    /// The stores of the point that the record knows.
-    fn stores(&self) -> impl Iterator<Item = (&'static str, Pinned)> {
-        ORDER.into_iter().filter_map(|store| Some((store, *self.pinned.get(store)?)))
+    /// What a publication writes, as far as the point has the store that it lies in.
+    fn written(&self) -> impl Iterator<Item = (&'static str, Pinned)> {
+        ORDER.into_iter().filter_map(|(name, store)| Some((name, *self.pinned.get(store)?)))
+    }
+
+    /// Stores that the record knows nothing of.
+    fn unknown(&self) -> impl Iterator<Item = &String> {
+        self.pinned.keys().filter(|store| ORDER.iter().all(|(_, known)| known != store))
     }
 }
 
@@ -104,17 +122,26 @@ pub async fn judge(copy: &Settings, record: &Record, point: &Point) -> Result<Ve
     let mut verdict = Verdict::default();
     let mut found: BTreeMap<&str, Newest> = BTreeMap::new();
     let mut held = look::Held::default();
-    for (store, _) in point.stores() {
-        let newest = match store {
-            "artifacts" => look::artifacts(copy, &mut held, &mut verdict).await,
-            "code" => look::code(copy, &mut held, &mut verdict),
-            "meta" => look::meta(copy, &mut held, &mut verdict).await,
-            "cache" => look::cache(copy, &mut held, &mut verdict),
+    let mut changing = copy.overwrites.then(changing::Changing::default);
+    for store in point.unknown() {
+        verdict.violation(format!("the store `{store}` of the point is none of ours: nobody can judge it"));
+    }
+    for (store, pinned) in point.written() {
+        let newest = match (store, &mut changing) {
+            ("artifacts", changing) => look::artifacts(copy, &mut held, changing.as_mut(), &mut verdict).await,
+            ("latest", None) => continue,
+            ("latest", Some(changing)) => {
+                changing.judge_bundle(record, pinned, &mut verdict);
+                Ok(std::mem::take(&mut changing.latest))
+            }
+            ("code", _) => look::code(copy, &mut held, &mut verdict),
+            ("meta", _) => look::meta(copy, &mut held, &mut verdict).await,
+            ("cache", _) => look::cache(copy, &mut held, &mut verdict),
             _ => look::config(copy, &mut held, &mut verdict),
         };
         found.insert(store, newest.attempted(&format!("look into the restored store `{store}`"))?);
     }
-    let named: Vec<&str> = point.stores().map(|(store, _)| store).collect();
+    let named: Vec<&str> = point.written().map(|(store, _)| store).collect();
     held.follow(&named, &mut verdict);
     for (store, newest) in &found {
         verdict.found.insert((*store).to_owned(), newest.values().sum());
@@ -123,23 +150,38 @@ pub async fn judge(copy: &Settings, record: &Record, point: &Point) -> Result<Ve
     writers.dedup();
     for writer in writers {
         judge_writer(writer, record, point, &found, &mut verdict);
+        if let (Some(changing), Some(pinned)) = (&changing, point.pinned.get("artifacts")) {
+            changing.judge_checkpoints(writer, record, *pinned, &mut verdict);
+        }
     }
     Ok(verdict)
 }
 
+fn versions_of(writer: u32, record: &Record) -> impl Iterator<Item = &(u64, Option<u64>)> {
+    let range = Version { writer, number: 0 }..=Version { writer, number: u64::MAX };
+    record.versions.range(range).map(|(_, times)| times)
+}
+
+/// How many of a writer's versions were acknowledged before a store was pinned, and how many begun when
+/// it was.
+fn bounds(writer: u32, record: &Record, (begin, end): Pinned) -> (u64, u64) {
+    let settled = versions_of(writer, record).filter(|(_, done)| done.is_some_and(|done| done < begin)).count();
+    let begun = versions_of(writer, record).filter(|(begun, _)| *begun <= end).count();
+    (settled as u64, begun as u64)
+}
+
 /// One writer's versions against the bounds that the cut sets for each store.
 fn judge_writer(writer: u32, record: &Record, point: &Point, found: &BTreeMap<&str, Newest>, verdict: &mut Verdict) {
-    let range = Version { writer, number: 0 }..=Version { writer, number: u64::MAX };
-    let of_writer: Vec<_> = record.versions.range(range).map(|(version, times)| (version.number, *times)).collect();
+    let all = versions_of(writer, record).count() as u64;
     let mut before: Option<(&str, u64)> = None;
     let mut first: Option<(&str, u64)> = None;
     let (mut expected, mut later) = (u64::MAX, u64::MAX);
-    for (store, (begin, end)) in point.stores() {
-        let newest = found.get(store).and_then(|newest| newest.get(&writer)).copied().unwrap_or(0);
-        let settled = of_writer.iter().filter(|(_, (_, done))| done.is_some_and(|done| done < begin)).count() as u64;
-        let begun = of_writer.iter().filter(|(_, (begun, _))| *begun <= end).count() as u64;
+    for (store, pinned) in point.written() {
+        let Some(newest) = found.get(store) else { continue };
+        let newest = newest.get(&writer).copied().unwrap_or(0);
+        let (settled, begun) = bounds(writer, record, pinned);
         expected = expected.min(settled);
-        later = later.min(of_writer.len() as u64 - begun);
+        later = later.min(all - begun);
         if newest < settled {
             verdict.violation(format!(
                 "{store}: model-{writer} version {settled} was acknowledged before the cut; the copy ends at {newest}"
@@ -207,7 +249,7 @@ mod tests {
     fn record(lines: &[(u64, u64, Option<u64>)]) -> Record {
         let versions =
             lines.iter().map(|(number, begun, done)| (Version { writer: 0, number: *number }, (*begun, *done)));
-        Record { versions: versions.collect(), happenings: Vec::new() }
+        Record { versions: versions.collect(), ..Record::default() }
     }
 
     fn judged(strict: bool, found: &[(&'static str, u64)]) -> Vec<String> {
@@ -226,7 +268,20 @@ mod tests {
         assert!(judged(true, &[("artifacts", 1)])[0].contains("was acknowledged before the cut"));
         assert!(judged(true, &[("artifacts", 4)])[0].contains("only 3 were begun"));
         assert!(judged(true, &[("artifacts", 2), ("meta", 3)])[0].starts_with("strict:"));
+        assert_eq!(judged(true, &[("artifacts", 3), ("latest", 2), ("meta", 2)]), Vec::<String>::new());
+        assert!(judged(true, &[("artifacts", 3), ("latest", 1)])[0].starts_with("latest: model-0 version 2 was"));
+        assert!(judged(true, &[("artifacts", 2), ("latest", 3)])[0].starts_with("strict:"));
+        assert!(judged(true, &[("artifacts", 3), ("latest", 2), ("meta", 3)])[0].contains("but at 2 in latest"));
         assert_eq!(judged(false, &[("artifacts", 2), ("meta", 3)]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn stores_that_nobody_can_judge_are_named() {
+        let times = serde_json::json!({ "pinned_at": ["2026-11-21T10:00:00Z", "2026-11-21T10:00:01Z"] });
+        let point = Point::of(&serde_json::json!({ "level": "strict", "stores": { "meta": times, "queue": times } }));
+        let point = point.expect("a statefile");
+        assert_eq!(point.unknown().collect::<Vec<_>>(), ["queue"]);
+        assert_eq!(point.written().map(|(store, _)| store).collect::<Vec<_>>(), ["meta"]);
     }
 
     #[test]

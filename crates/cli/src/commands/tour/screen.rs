@@ -85,6 +85,9 @@ pub fn restored(report: &RestoreReport, millis: u64) -> String {
         let why = store.error.clone().or(store.differences.first().cloned()).unwrap_or_default();
         text.push_str(&format!("\n            NOT PROVEN: {}: {why}", store.store));
     }
+    for failure in &report.failures {
+        text.push_str(&format!("\n            NOT PROVEN: {failure}"));
+    }
     text
 }
 

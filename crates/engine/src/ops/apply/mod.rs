@@ -31,6 +31,7 @@ use crate::open::Session;
 use crate::progress::{Progress, Update};
 use record::Record;
 use scene::Scene;
+use store::describe;
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,7 +108,8 @@ impl StoreReport {
         }
     }
 
-    fn is_good(&self) -> bool {
+    /// Whether the store is restored, and nothing is known to be wrong with it.
+    pub fn is_good(&self) -> bool {
         matches!(self.status, StoreStatus::Proven | StoreStatus::Restored)
     }
 }
@@ -135,16 +137,28 @@ pub struct RestoreReport {
     pub references: Vec<ReferenceState>,
     /// What people should know.
     pub notes: Vec<String>,
+    /// What failed besides the stores once one of them may have been written: a reference that could not
+    /// be evaluated, the restore's own journal. With one of these, nothing is `proven` or `restored`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<String>,
     /// How long it took, this time.
     pub elapsed_millis: u64,
+}
+
+impl RestoreReport {
+    fn fail(&mut self, error: &Error) {
+        self.failures.push(describe(error));
+        (self.proven, self.restored) = (false, false);
+    }
 }
 
 /// Carries out a plan.
 ///
 /// # Errors
-/// `Conflict` if the plan is not the reviewed one or what it was made for has changed, `Fenced` if
-/// the fence finds anything, `Locked` if another process carries out the same plan, `Cancelled`. A
-/// store that fails or differs is in the report.
+/// Before the first write: `Conflict` if the plan is not the reviewed one or what it was made for has
+/// changed, `Fenced` if the fence finds anything, `Locked` if another process carries out the same
+/// plan, and those of the bucket and the stores. After it only `Cancelled`: whatever else goes wrong is
+/// in the report, beside what was restored.
 pub async fn run(
     session: &Session,
     request: &ApplyRequest,
@@ -172,7 +186,7 @@ pub async fn run(
         progress.update(Update::Message { text });
     }
     let scene = Scene::new(session, plan, &ready, Arc::new(record), Arc::clone(&progress));
-    let stores = scene.run(cancel).await?;
+    let (stores, failure) = scene.run(cancel).await?;
     let mut report = RestoreReport {
         restore: scene.record().name().to_owned(),
         hash,
@@ -183,6 +197,7 @@ pub async fn run(
         stores,
         references: Vec::new(),
         notes: plan.warnings.clone(),
+        failures: failure.iter().map(describe).collect(),
         elapsed_millis: 0,
     };
     if plan.in_place && !ours.is_empty() {
@@ -190,13 +205,15 @@ pub async fn run(
             .notes
             .push("an earlier attempt may have kept the originals beside the stores; see its journal".to_owned());
     }
-    if report.stores.iter().all(StoreReport::is_good) {
+    if failure.is_none() && report.stores.iter().all(StoreReport::is_good) {
         report.restored = check_references(session, plan, &ready, &mut report, cancel).await?;
     }
     report.proven = report.restored && report.stores.iter().all(|store| store.status == StoreStatus::Proven);
     report.elapsed_millis = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (record, ended) = (Arc::clone(scene.record()), report.clone());
-    on_thread("restore journal", move || record.end(&ended)).await?;
+    if let Err(error) = on_thread("restore journal", move || record.end(&ended)).await {
+        report.fail(&error);
+    }
     Ok(report)
 }
 
@@ -228,7 +245,11 @@ async fn prepare(
     Ok(ready)
 }
 
-/// Evaluates every reference between stores that were restored whole. False if one fails.
+/// Evaluates every reference between stores that were restored whole. False if one fails; one that
+/// cannot be evaluated is a failure of the report, for the stores are restored all the same.
+///
+/// # Errors
+/// `Cancelled`.
 async fn check_references(
     session: &Session,
     plan: &RestorePlan,
@@ -256,23 +277,30 @@ async fn check_references(
                 .push(format!("references from `{from}` to `{to}` were not evaluated: only a part was restored"));
             continue;
         }
-        cancel.check()?;
+        let context = Context::default();
+        let (declared, environment) = (reference.clone(), plan.target_environment.to_string());
         let (source, target) = (Arc::clone(source), Arc::clone(target));
-        let (declared, scratch) = (reference.clone(), ready.scratch.path().to_owned());
-        let (context, runtime) = (Context::default(), Handle::current());
-        let (working, environment) = (context.clone(), plan.target_environment.to_string());
+        let (working, scratch, runtime) = (context.clone(), ready.scratch.path().to_owned(), Handle::current());
         let work = on_thread("references", move || {
             let sides = ((source.as_ref(), None), (target.as_ref(), None));
             crate::references::check(&declared, &environment, sides.0, sides.1, &scratch, &working, &runtime)
         });
         let checked = tokio::select! {
-            checked = work => checked?,
+            biased;
             () = cancel.cancelled() => {
                 context.cancel();
                 return Err(Error::new(Kind::Cancelled, "stopped on request").hint("the stores are restored; only references were not evaluated"));
             }
+            checked = work => checked,
         };
-        let count = checked.count();
+        let count = match checked {
+            Ok(checked) => checked.count(),
+            Err(error) => {
+                good = false;
+                report.fail(&error.context("while references were checked from", format!("`{from}` to `{to}`")));
+                continue;
+            }
+        };
         if count.missing > reference.allow_missing && reference.policy == ReferencePolicy::Fail {
             good = false;
         }

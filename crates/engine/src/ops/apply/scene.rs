@@ -15,7 +15,7 @@ use stillpoint_core::position::Stamp;
 use tokio::task::JoinSet;
 
 use super::record::Record;
-use super::store::Job;
+use super::store::{Job, describe};
 use super::{StoreReport, StoreStatus};
 use crate::cancel::CancelToken;
 use crate::fence::{Fence, Finding, Intent, Target};
@@ -55,8 +55,13 @@ impl<'a> Scene<'a> {
         &self.record
     }
 
-    /// Restores everything. A failed store ends the restore once those under way are done.
-    pub(super) async fn run(&self, cancel: &CancelToken) -> Result<Vec<StoreReport>> {
+    /// Restores everything. A failed store ends the restore once those under way are done; a failure of
+    /// the restore itself, such as a lost journal, stops those under way and is returned beside what
+    /// became of the stores.
+    ///
+    /// # Errors
+    /// `Cancelled`.
+    pub(super) async fn run(&self, cancel: &CancelToken) -> Result<(Vec<StoreReport>, Option<Error>)> {
         let mut reports: BTreeMap<StoreName, StoreReport> = BTreeMap::new();
         for step in &self.plan.steps {
             if let Some(done) = self.record.done(&step.store) {
@@ -70,8 +75,12 @@ impl<'a> Scene<'a> {
         let mut rates = BTreeMap::new();
         loop {
             let failed = failure.is_some() || reports.values().any(|report| !report.is_good());
-            if !failed && stop_by.is_none() {
-                self.start(&mut jobs, &mut started, &reports)?;
+            if !failed
+                && stop_by.is_none()
+                && let Err(error) = self.start(&mut jobs, &mut started, &reports)
+            {
+                failure = Some(error);
+                self.stop();
             }
             if jobs.is_empty() {
                 break;
@@ -100,10 +109,7 @@ impl<'a> Scene<'a> {
                 .operation("apply")
                 .hint("apply the same plan again to go on"));
         }
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(self.in_order(reports)),
-        }
+        Ok((self.in_order(reports, &started, failure.as_ref()), failure))
     }
 
     fn start(
@@ -199,13 +205,21 @@ impl<'a> Scene<'a> {
         }
     }
 
-    fn in_order(&self, mut reports: BTreeMap<StoreName, StoreReport>) -> Vec<StoreReport> {
+    fn in_order(
+        &self,
+        mut reports: BTreeMap<StoreName, StoreReport>,
+        started: &BTreeSet<StoreName>,
+        failure: Option<&Error>,
+    ) -> Vec<StoreReport> {
+        let unreported = |store: &StoreName| match started.contains(store) {
+            // Its target may have been written, whatever the journal knows of it.
+            true => {
+                let error = failure.map(describe);
+                StoreReport { error, ..StoreReport::new(store.clone(), StoreStatus::Failed) }
+            }
+            false => StoreReport::new(store.clone(), StoreStatus::NotStarted),
+        };
         let steps = self.plan.steps.iter();
-        steps
-            .map(|step| {
-                let store = step.store.clone();
-                reports.remove(&step.store).unwrap_or_else(|| StoreReport::new(store, StoreStatus::NotStarted))
-            })
-            .collect()
+        steps.map(|step| reports.remove(&step.store).unwrap_or_else(|| unreported(&step.store))).collect()
     }
 }

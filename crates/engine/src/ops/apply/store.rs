@@ -149,7 +149,7 @@ impl Job {
 }
 
 /// The error with its causes, on one line.
-fn describe(error: &Error) -> String {
+pub(super) fn describe(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
