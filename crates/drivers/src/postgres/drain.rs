@@ -198,6 +198,9 @@ impl Drain<'_> {
                 why: format!("role `{}` may not read them; a superuser may", settings.user),
             });
         }
+        if !self.view.facts.superuser {
+            self.drained.losses.extend(superusers_only(session, &database.name)?);
+        }
         let forms = extents::forms(session, &self.view, &description)?;
         let left_out = left_out(session, settings)?;
         let sequences = catalog::sequence_values(session, &sequences)?;
@@ -213,6 +216,7 @@ impl Drain<'_> {
         let held = held.ok_or_else(|| Error::new(Kind::PinLost, "the view was released"))?;
         // The session that holds the tables waits for none.
         held.control.set_context(self.context);
+        held.control.set_limit(None);
         let relations = catalog::relations(&mut held.control, &self.driver.settings)?;
         // Tables are locked by name, and names may have been exchanged meanwhile: the server says which they are.
         let locked = catalog::locked(&mut held.control)?;
@@ -238,20 +242,12 @@ impl Drain<'_> {
                 return Err(changed(&other.label(), &database.name));
             }
         }
-        // The catalog's rows are those of the view; the functions answer with what is now.
-        let moved = held.control.query(
-            "SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND has_schema_privilege(n.oid, 'USAGE') \
-             AND (to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass \
-             OR (c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)))",
-        )?;
-        for row in &moved {
-            let oid: u32 = row.number(0)?;
-            if relations.iter().any(|relation| relation.oid == oid && relation.lockable()) {
-                return Err(changed(&format!("{}.{}", row.text(1)?, row.text(2)?), &database.name));
-            }
+        // A schema's name can change while its tables are held: looked at again when all are copied.
+        held.copied = relations.iter().filter(|relation| relation.lockable()).map(|relation| relation.oid).collect();
+        match held.moved()? {
+            Some(label) => Err(changed(&label, &database.name)),
+            None => Ok(relations),
         }
-        Ok(relations)
     }
 
     /// Hands the rows of all tables to the sink; returns the tables as they stand in the tree.
@@ -350,8 +346,15 @@ impl Drain<'_> {
         if self.view.facts.standby {
             return Ok(false);
         }
+        // Between two pages the place of the next record lies behind the header of the next page, where
+        // nothing was written yet: 24 bytes, at the begin of a segment 40. A server that switches segments
+        // and rests (`archive_timeout`) stands there for good.
         let sql = format!(
-            "SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn, setting FROM pg_settings WHERE name = 'wal_writer_delay'",
+            "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0') >= log - CASE WHEN log % segment = 40 THEN 40 \
+             WHEN log % page = 24 THEN 24 ELSE 0 END, \
+             (SELECT setting FROM pg_settings WHERE name = 'wal_writer_delay') \
+             FROM (SELECT pg_wal_lsn_diff({}, '0/0') AS log, current_setting('wal_block_size')::numeric AS page, \
+             pg_size_bytes(current_setting('wal_segment_size')) AS segment) l",
             literal(&database.log)
         );
         loop {
@@ -533,6 +536,25 @@ fn large_object_copies(session: &mut Session, objects: &[LargeObject]) -> Result
         )
     };
     Ok((files.map(statement).collect(), true))
+}
+
+/// What `pg_dump` leaves out, with a warning that only people would read, where the role is no superuser.
+fn superusers_only(session: &mut Session, database: &str) -> Result<Vec<Loss>> {
+    let row = session.query_one(
+        "SELECT (SELECT count(*) FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database \
+         WHERE datname = current_database())), (SELECT count(*) FROM pg_user_mappings WHERE umoptions IS NULL)",
+    )?;
+    let mut losses = Vec::new();
+    for (column, what, why) in [
+        (0, "subscriptions", "only a superuser is shown their definitions"),
+        (1, "user mappings: their options", "the role is not shown whether they have some, such as passwords"),
+    ] {
+        let count: u64 = row.number(column)?;
+        if count > 0 {
+            losses.push(Loss { what: format!("database `{database}`: {count} {what}"), why: why.to_owned() });
+        }
+    }
+    Ok(losses)
 }
 
 /// What the settings leave out, by exact name, for `pg_dump`.

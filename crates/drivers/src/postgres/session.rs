@@ -59,6 +59,8 @@ pub(super) struct Session {
     usable: bool,
     /// How often the server was asked in the silence that lasts.
     asked: u64,
+    /// Whether it was waiting for us when it was asked last.
+    waits_for_us: bool,
     outgoing: Outgoing,
 }
 
@@ -113,6 +115,7 @@ impl Session {
             limit: Some(endpoint.connect_time_max),
             usable: true,
             asked: 0,
+            waits_for_us: false,
             outgoing: Outgoing::default(),
         };
         session.stream.set_patience(PATIENCE).map_err(|error| Error::io("cannot set up the connection", error))?;
@@ -162,6 +165,12 @@ impl Session {
     /// Whether it can take another query.
     pub(super) fn is_usable(&self) -> bool {
         self.usable
+    }
+
+    /// From now on no answer is waited for longer than this; `None` while the server may work as long as it
+    /// likes.
+    pub(super) fn set_limit(&mut self, limit: Option<Duration>) {
+        self.limit = limit;
     }
 
     /// Whose wish to stop is heard from now on.
@@ -494,6 +503,7 @@ impl Session {
                 }
                 Ok(count) => {
                     self.end += count;
+                    self.waits_for_us = false;
                     return Ok(());
                 }
                 Err(error) if is_wait(&error) => self.look(since)?,
@@ -520,7 +530,7 @@ impl Session {
                 }
                 Ok(count) => {
                     rest = &rest[count..];
-                    since = Instant::now();
+                    (since, self.waits_for_us) = (Instant::now(), false);
                 }
                 Err(error) if is_wait(&error) => self.look(since)?,
                 Err(error) => {
@@ -562,24 +572,32 @@ impl Session {
             return Err(Error::new(Kind::TimedOut, format!("{} does not answer", self.endpoint.address)).temporary());
         }
         let silences = since.elapsed().as_secs() / SILENCE.as_secs();
-        if silences > std::mem::replace(&mut self.asked, silences) && self.limit.is_none() && !self.is_at_work() {
-            self.usable = false;
-            return Err(self.lost());
+        if silences > std::mem::replace(&mut self.asked, silences) && self.limit.is_none() {
+            let (is_there, waits_for_us) = self.other_end();
+            // Both ends wait for each other: what one sent never came, and nobody will say so. Asked twice,
+            // because an answer may be on its way.
+            if !is_there || (std::mem::replace(&mut self.waits_for_us, waits_for_us) && waits_for_us) {
+                self.usable = false;
+                return Err(self.lost());
+            }
         }
         Ok(())
     }
 
-    /// Whether the server still has our session, as another one sees it. Where that cannot be told, for
-    /// want of connections, it is believed.
-    fn is_at_work(&self) -> bool {
+    /// Whether the server still has our session, and whether that waits for us, as another one sees it. Where
+    /// that cannot be told, for want of connections, it is believed to be at work.
+    fn other_end(&self) -> (bool, bool) {
         let ask = || {
             let mut other = Self::connect(&self.endpoint, &self.database, &self.context)?;
             other.limit = Some(self.endpoint.connect_time_max);
-            other.query(&format!("SELECT FROM pg_stat_activity WHERE pid = {}", self.process))
+            other.query(&format!(
+                "SELECT coalesce(wait_event_type = 'Client', false) FROM pg_catalog.pg_stat_activity WHERE pid = {}",
+                self.process
+            ))
         };
         match ask() {
-            Ok(rows) => !rows.is_empty(),
-            Err(error) => !matches!(error.kind(), Kind::Unreachable | Kind::TimedOut),
+            Ok(rows) => (!rows.is_empty(), rows.first().is_some_and(|row| row.truth(0))),
+            Err(error) => (!matches!(error.kind(), Kind::Unreachable | Kind::TimedOut), false),
         }
     }
 
