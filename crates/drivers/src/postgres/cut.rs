@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stillpoint_core::driver::{Context, Hold, Pin, Validity};
 use stillpoint_core::error::{Error, Kind, Result};
@@ -79,8 +79,6 @@ pub(super) struct View {
     pub(super) databases: Vec<DatabaseView>,
     /// When it was taken, by the clock of this machine.
     pub(super) time: FileTime,
-    /// The same, for measuring.
-    pub(super) since: Instant,
 }
 
 /// One database of the view.
@@ -338,7 +336,7 @@ pub(super) fn cut(driver: &Postgres, context: &Context, cut: &CutId) -> Result<P
     let pin = Pin { cut: cut.clone(), position, remains };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time = FileTime { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
-    *view = Some(Arc::new(View { pin: pin.clone(), facts, lag, databases, time, since: Instant::now() }));
+    *view = Some(Arc::new(View { pin: pin.clone(), facts, lag, databases, time }));
     Ok(pin)
 }
 

@@ -521,8 +521,10 @@ fn a_point_of_a_server_at_rest_is_a_base_for_the_next_one() {
             "CHECKPOINT",
         ] {
             server.sql("postgres", happening).unwrap();
+            let before = run(driver.observe(&Context::default())).unwrap();
             let (tree, drained) = trial::back_up(&driver, Some(&parent));
             assert!(is_settled(&tree), "{name}: {happening}");
+            assert_eq!(run(driver.observe(&Context::default())).unwrap(), before, "{name}: the backup is no write");
             assert!(drained.bytes_read * 2 < drained.bytes, "{name}: {happening}: {drained:?}");
             parent = tree;
         }
