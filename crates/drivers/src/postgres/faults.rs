@@ -14,7 +14,7 @@ use stillpoint_core::tree::{Content, Metadata, Node, Sink};
 use stillpoint_testkit::servers;
 
 use super::REGISTRATION;
-use super::tests::{Own, Rig, rigs};
+use super::tests::{Own, Rig, on_server, rigs};
 use crate::trial::{self, run};
 
 fn prepare(driver: &Arc<dyn Driver>) -> Result<()> {
@@ -265,10 +265,7 @@ fn a_server_that_restarts_during_the_drain_makes_no_point() {
         let mut server = servers::Postgres::start(bin.as_ref(), &[]).unwrap();
         server.sql("postgres", "CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n").unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let settings = json!({
-            "host": "127.0.0.1", "port": server.port(), "user": "postgres", "tools": bin,
-            "password": servers::POSTGRES_PASSWORD,
-        });
+        let settings = on_server(server.port(), &bin, json!({}));
         let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
         let pin = trial::pin(&driver, 1);
         let error = drain_late(&driver, &pin, || {
@@ -305,10 +302,7 @@ fn a_standby_is_drained_and_its_conflicts_are_told() {
         let settings = ["max_standby_streaming_delay=0", "max_standby_archive_delay=0"];
         let standby = servers::Postgres::over(bin.as_ref(), folder, &settings).unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let settings = json!({
-            "host": "127.0.0.1", "port": standby.port(), "user": "postgres", "tools": bin,
-            "password": servers::POSTGRES_PASSWORD,
-        });
+        let settings = on_server(standby.port(), &bin, json!({}));
         let driver = trial::open(&REGISTRATION, settings.clone(), scratch.path()).unwrap();
         let probe = run(driver.probe(&Context::default())).unwrap();
         assert!(probe.warnings.iter().any(|warning| warning.contains("allowStandby")), "{:?}", probe.warnings);
@@ -347,10 +341,7 @@ fn more_tables_than_the_server_can_lock_are_said_to_be_too_many() {
             server.sql("postgres", &make.replace("GROUP", &group.to_string())).unwrap();
         }
         let scratch = tempfile::tempdir().unwrap();
-        let settings = json!({
-            "host": "127.0.0.1", "port": server.port(), "user": "postgres", "tools": bin,
-            "password": servers::POSTGRES_PASSWORD, "connections": 1,
-        });
+        let settings = on_server(server.port(), &bin, json!({ "connections": 1 }));
         let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
         let probe = run(driver.probe(&Context::default())).unwrap();
         assert!(probe.warnings.iter().any(|warning| warning.contains("1200 tables")), "{:?}", probe.warnings);

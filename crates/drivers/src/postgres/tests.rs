@@ -64,6 +64,15 @@ impl Rig {
     }
 }
 
+/// Settings of a store of all databases of a server that one test has for itself, and `more`.
+pub(super) fn on_server(port: u16, bin: &str, more: Value) -> Value {
+    let mut all = json!({
+        "host": "127.0.0.1", "port": port, "user": "postgres", "password": servers::POSTGRES_PASSWORD, "tools": bin,
+    });
+    all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    all
+}
+
 /// A database of the test's own; gone with the value.
 pub(super) struct Own<'a> {
     pub(super) rig: &'a Rig,
@@ -287,10 +296,7 @@ fn all_databases_of_a_server_are_one_store_whatever_their_encoding() {
         server.sql("latin", "CREATE TABLE t AS SELECT chr(252) AS x").unwrap();
         server.sql("raw", "CREATE TABLE t AS SELECT E'\\xfc\\xff'::text AS x").unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let settings = json!({
-            "host": "localhost", "port": server.port(), "user": "postgres", "tools": bin,
-            "password": servers::POSTGRES_PASSWORD, "excludeDatabases": ["left_*"],
-        });
+        let settings = on_server(server.port(), &bin, json!({ "host": "localhost", "excludeDatabases": ["left_*"] }));
         let context = Context::default();
         let driver = trial::open(&REGISTRATION, settings.clone(), scratch.path()).unwrap();
         let error = run(driver.prepare(&context)).unwrap_err();
@@ -501,10 +507,7 @@ fn a_point_of_a_server_at_rest_is_a_base_for_the_next_one() {
         let server = servers::Postgres::start(bin.as_ref(), &["autovacuum=off", "full_page_writes=off"]).unwrap();
         server.sql("postgres", "CREATE TABLE t AS SELECT n, repeat('x', 500) FROM generate_series(1, 3000) n").unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let settings = json!({
-            "host": "127.0.0.1", "port": server.port(), "user": "postgres", "tools": bin,
-            "password": servers::POSTGRES_PASSWORD,
-        });
+        let settings = on_server(server.port(), &bin, json!({}));
         let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
         let is_settled = |tree: &MemoryTree| {
             let path = TreePath::parse("databases/postgres/database.json").unwrap();
@@ -760,10 +763,7 @@ impl Drop for PostgresSubject {
 
 impl Subject for PostgresSubject {
     fn open(&self) -> stillpoint_core::Result<Arc<dyn Driver>> {
-        let settings = json!({
-            "host": "127.0.0.1", "port": self.url.port().unwrap(), "user": "postgres", "tools": self.bin,
-            "password": servers::POSTGRES_PASSWORD, "databases": [self.name],
-        });
+        let settings = on_server(self.url.port().unwrap(), &self.bin, json!({ "databases": [self.name] }));
         trial::open(&REGISTRATION, settings, self.scratch.path())
     }
 

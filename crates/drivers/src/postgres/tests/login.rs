@@ -78,10 +78,8 @@ fn certificates_are_checked_as_each_setting_says() {
     }
     // Also by the server's own programs, which the definitions come from.
     server.sql("postgres", "CREATE TABLE t AS SELECT 1 AS n").unwrap();
-    let settings = json!({
-        "host": "localhost", "port": server.port(), "user": "postgres", "password": servers::POSTGRES_PASSWORD,
-        "tools": rig.bin, "tls": "verify-full", "caFile": folder.path().join("ours.pem"),
-    });
+    let more = json!({ "host": "localhost", "tls": "verify-full", "caFile": folder.path().join("ours.pem") });
+    let settings = on_server(server.port(), &rig.bin, more);
     let driver = trial::open(&REGISTRATION, settings, folder.path()).unwrap();
     assert_eq!(trial::back_up(&driver, None).1.items, 1);
 }
