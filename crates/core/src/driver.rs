@@ -150,8 +150,24 @@ pub struct RestoreRequest {
     pub mode: RestoreMode,
     /// Restore only this part of the store's tree; `None` for all of it.
     pub part: Option<TreePath>,
-    /// Names the run; also the suffix of what is kept beside.
+    /// Names the run; also the suffix of what is kept beside. Each try of a restore has a name of its own:
+    /// `<name>`, then `<name>-2`, `<name>-3` and so on.
     pub restore: String,
+}
+
+impl RestoreRequest {
+    /// Of how many earlier tries the names are told.
+    const EARLIER_MAX: usize = 100;
+
+    /// The names of earlier tries of the same restore, the latest first: what a process that was killed left
+    /// beside bears one of them. A first try whose name happens to end in a number names some that never were.
+    pub fn earlier(&self) -> Vec<String> {
+        let numbered =
+            self.restore.rsplit_once('-').and_then(|(name, number)| Some((name, number.parse::<u32>().ok()?)));
+        let Some((name, number @ 2..)) = numbered else { return Vec::new() };
+        let later = (2..number).rev().map(|number| format!("{name}-{number}"));
+        later.take(Self::EARLIER_MAX).chain([name.to_owned()]).collect()
+    }
 }
 
 /// What a restore did.
@@ -324,5 +340,24 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// that is its purpose. Stores without a language refuse with `Kind::Unsupported`.
     async fn execute(&self, _context: &Context, _statement: &str) -> Result<()> {
         Err(Error::new(Kind::Unsupported, "this kind of store runs no statements"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_try_knows_the_names_of_those_before_it() {
+        let of = |restore: &str| {
+            RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: restore.to_owned() }.earlier()
+        };
+        assert_eq!(of("7be1-1"), Vec::<String>::new());
+        assert_eq!(of("7be1-1-2"), ["7be1-1"]);
+        assert_eq!(of("7be1-1-4"), ["7be1-1-3", "7be1-1-2", "7be1-1"]);
+        assert_eq!(of("restore1"), Vec::<String>::new());
+        assert_eq!(of("r-x"), Vec::<String>::new());
+        let many = of("r-4000000000");
+        assert_eq!((many.len(), many[100].as_str()), (101, "r"));
     }
 }

@@ -254,6 +254,8 @@ fn the_policy_of_a_bucket_is_printed_ready_to_paste() {
     assert_eq!(policy["Version"], "2012-10-17");
     assert!(printed.out.contains("arn:aws:s3:::models/production/*") && printed.out.contains("arn:aws:s3:::copies"));
     assert!(world.run(&["driver", "policy", "objects"]).out.contains("s3:GetObjectVersion"));
+    let grant = "GRANT CONNECT ON DATABASE \"postgres\" TO \"backup\";";
+    assert!(world.run(&["driver", "policy", "postgres"]).out.contains(grant));
     let other = world.run(&["driver", "policy", "objects", "--store", "meta"]);
     assert!(other.code != 0 && other.err.contains("stillpoint driver policy sqlite --store meta"), "{other:?}");
     let none = world.run(&["driver", "policy", "sqlite", "--store", "meta"]);

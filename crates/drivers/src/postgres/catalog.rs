@@ -26,15 +26,12 @@ pub(super) struct Relation {
     pub(super) unlogged: bool,
     pub(super) populated: bool,
     pub(super) blocks: u64,
-    /// The file under the view, and the file now. They differ after TRUNCATE and rewriting DDL.
-    pub(super) file_node: (u32, u32),
     /// Whether rows lie in numbered blocks, so that ranges of them can be read.
     pub(super) heap: bool,
     pub(super) row_security: bool,
     pub(super) readable: bool,
     /// The condition of an extension that declares which rows are the user's; empty: all.
     pub(super) filter: Option<String>,
-    pub(super) partition: bool,
 }
 
 impl Relation {
@@ -62,9 +59,9 @@ pub(super) fn relations(session: &mut Session, settings: &Settings) -> Result<Ve
         "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relispopulated, \
          CASE WHEN c.relkind IN ('r', 'm') THEN coalesce(pg_relation_size(c.oid), 0) \
          / current_setting('block_size')::bigint ELSE 0 END, \
-         c.relfilenode, coalesce(pg_relation_filenode(c.oid), 0), coalesce(a.amname = 'heap', false), \
+         coalesce(a.amname = 'heap', false), \
          row_security_active(c.oid), has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'), \
-         x.condition, c.relispartition \
+         x.condition \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am a ON a.oid = c.relam \
          LEFT JOIN (SELECT unnest(extconfig) AS relation, unnest(extcondition) AS condition FROM pg_extension) x \
          ON x.relation = c.oid \
@@ -92,12 +89,10 @@ fn relation(row: &Row) -> Result<Relation> {
         unlogged: row.text(4)? == "u",
         populated: row.truth(5),
         blocks: row.number(6)?,
-        file_node: (row.number(7)?, row.number(8)?),
-        heap: row.truth(9),
-        row_security: row.truth(10),
-        readable: row.truth(11),
-        filter: row.optional(12)?.map(str::to_owned),
-        partition: row.truth(13),
+        heap: row.truth(7),
+        row_security: row.truth(8),
+        readable: row.truth(9),
+        filter: row.optional(10)?.map(str::to_owned),
     })
 }
 
@@ -108,6 +103,18 @@ pub(super) fn locked(session: &mut Session) -> Result<BTreeSet<u32>> {
          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
     )?;
     rows.iter().map(|row| row.number(0)).collect()
+}
+
+/// The tables of the view whose names stand for something else by now, or whose rows were moved: by number
+/// and label. The catalog's rows are those of the view; the functions answer with what is now.
+pub(super) fn moved(session: &mut Session) -> Result<Vec<(u32, String)>> {
+    let rows = session.query(
+        "SELECT c.oid, n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND has_schema_privilege(n.oid, 'USAGE') \
+         AND (to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass \
+         OR (c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)))",
+    )?;
+    rows.iter().map(|row| Ok((row.number(0)?, row.string(1)?))).collect()
 }
 
 /// The columns of every users' table that a COPY carries: all but generated ones.

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::platform::Secret;
 
+use super::wire::identifier;
 use crate::place::matches_name;
 
 /// What stands under the store in `platform.yaml`: a server, and which of its databases.
@@ -107,7 +109,7 @@ pub enum Tls {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Roles {
-    /// With the hashes of their passwords; needs a superuser.
+    /// With the hashes of their passwords; needs `pg_read_all_data`, or a superuser.
     WithPasswords,
     /// Without them: passwords must be set anew after a restore.
     WithoutPasswords,
@@ -129,6 +131,40 @@ fn connect_seconds() -> u32 {
 
 fn lock_seconds() -> u32 {
     10
+}
+
+/// The least privileges that a backup by these settings needs, as SQL; of an example where they name nothing.
+pub(super) fn policy(settings: &crate::Settings) -> Result<Option<String>> {
+    let mut all: serde_json::Map<String, Value> = settings.clone().into_iter().collect();
+    all.entry("user").or_insert_with(|| "backup".into());
+    if !all.contains_key("socket") {
+        all.entry("host").or_insert_with(|| "db.internal".into());
+    }
+    let settings: Settings = serde_json::from_value(Value::Object(all))
+        .map_err(|error| Error::new(Kind::Config, format!("settings: {error}")))?;
+    let user = identifier(&settings.user);
+    let mut text = format!(
+        "-- PostgreSQL 14 and newer; for psql, as a superuser. Before 14: see the driver's page.\n\
+         CREATE ROLE {user} LOGIN;\n\
+         GRANT pg_read_all_data TO {user};\n"
+    );
+    let mut databases = settings.named_databases().unwrap_or_default();
+    databases.extend([settings.first_database(), settings.query_database()]);
+    databases.sort_unstable();
+    databases.dedup();
+    for database in databases {
+        text.push_str(&format!("GRANT CONNECT ON DATABASE {} TO {user};\n", identifier(database)));
+    }
+    if settings.named_databases().is_none() {
+        text.push_str("-- The same for every database of the store that not everybody may connect to.\n");
+    }
+    text.push_str(&format!("-- Its password:\n-- \\password {}\n", settings.user));
+    text.push_str(&format!("-- Only where row security hides rows:\n-- ALTER ROLE {user} BYPASSRLS;\n"));
+    text.push_str(&format!(
+        "-- At the target of a restore it needs to make databases. Owners, roles and what only superusers may make are\n\
+         -- left out and named as losses, unless it is a superuser there.\n-- ALTER ROLE {user} CREATEDB;\n"
+    ));
+    Ok(Some(text))
 }
 
 impl Settings {
@@ -226,6 +262,17 @@ impl Settings {
         self.query_database.as_deref().or(self.only_database()).or(self.database.as_deref()).unwrap_or("postgres")
     }
 
+    /// The database of queries in what a restore made of the store: `rename` may have given it another
+    /// name, and the only database of a point goes into the only one that is named.
+    pub(super) fn restored_query_database(&self) -> &str {
+        let name = self.query_database();
+        match (self.rename.get(name), self.only_database()) {
+            (Some(renamed), _) => renamed,
+            (None, Some(only)) if !self.has_database(name) => only,
+            _ => name,
+        }
+    }
+
     /// Whether a database of the server is part of the store.
     pub(super) fn has_database(&self, name: &str) -> bool {
         chosen(name, &self.databases, &self.exclude_databases)
@@ -239,7 +286,12 @@ impl Settings {
     /// Whether a table is part of the store, with or without rows. Our own two are not.
     pub(super) fn has_table(&self, schema: &str, name: &str) -> bool {
         let is_ours = schema == super::STAMP_SCHEMA && super::STAMP_TABLES.contains(&name);
-        !is_ours && self.has_schema(schema) && chosen(&format!("{schema}.{name}"), &self.tables, &self.exclude_tables)
+        !is_ours && self.names_table(schema, name)
+    }
+
+    /// Whether the patterns take in a table, whoever it belongs to.
+    pub(super) fn names_table(&self, schema: &str, name: &str) -> bool {
+        self.has_schema(schema) && chosen(&format!("{schema}.{name}"), &self.tables, &self.exclude_tables)
     }
 
     /// Whether the rows of a table that is part of the store are, too.
@@ -320,6 +372,39 @@ mod tests {
         assert_eq!((one.first_database(), one.query_database()), ("copy", "copy"));
         let renamed = settings(serde_json::json!({ "databases": ["copy"], "rename": { "app": "other" } }));
         assert_eq!(renamed.target_name("app", 1), "other");
+        assert_eq!(renamed.restored_query_database(), "copy");
+    }
+
+    #[test]
+    fn queries_run_where_a_restore_put_their_database() {
+        let of = |more| settings(more).restored_query_database().to_owned();
+        let rename = serde_json::json!({ "app": "app_copy" });
+        assert_eq!(of(serde_json::json!({ "databases": ["app"] })), "app");
+        assert_eq!(of(serde_json::json!({ "databases": ["app"], "rename": rename })), "app_copy");
+        assert_eq!(
+            of(serde_json::json!({ "databases": ["app", "b"], "queryDatabase": "app", "rename": rename })),
+            "app_copy"
+        );
+        assert_eq!(of(serde_json::json!({ "databases": ["copy"], "queryDatabase": "app" })), "copy");
+        assert_eq!(of(serde_json::json!({ "databases": ["a", "b"], "queryDatabase": "b", "rename": rename })), "b");
+    }
+
+    #[test]
+    fn the_policy_names_role_and_databases_and_no_more() {
+        let of = |settings: serde_json::Value| {
+            let text = policy(&serde_json::from_value(settings).unwrap()).unwrap().unwrap();
+            let statements = text.lines().filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join("\n");
+            (text, statements)
+        };
+        let (text, statements) = of(serde_json::json!({}));
+        let all = "CREATE ROLE \"backup\" LOGIN;\nGRANT pg_read_all_data TO \"backup\";\n\
+                   GRANT CONNECT ON DATABASE \"postgres\" TO \"backup\";";
+        assert_eq!(statements, all);
+        assert!(text.contains("every database of the store"), "{text}");
+        let (text, statements) = of(serde_json::json!({ "user": "b\"k", "databases": ["app", "x"], "database": "x" }));
+        assert!(statements.contains("\"b\"\"k\"") && statements.contains("DATABASE \"app\""), "{statements}");
+        assert!(!statements.contains("SUPERUSER") && !statements.contains("\"postgres\""), "{statements}");
+        assert!(!text.contains("every database of the store"), "{text}");
     }
 
     #[test]

@@ -7,9 +7,10 @@
 //!
 //! Nothing here reads rows.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use stillpoint_core::driver::{Context, Hold, Pin, Validity};
 use stillpoint_core::error::{Error, Kind, Result};
@@ -19,9 +20,10 @@ use stillpoint_core::tree::FileTime;
 
 use super::Postgres;
 use super::catalog::{self, Relation};
-use super::client::{Facts, facts, list_databases};
+use super::client::{Facts, list_databases};
 use super::pool::{BEGIN, Pool};
 use super::session::Session;
+use super::stamp;
 use super::tools::Tools;
 use super::wire::literal;
 
@@ -55,6 +57,16 @@ pub(super) struct Held {
     lock: String,
     pub(super) pool: Arc<Pool>,
     bytes_estimate: u64,
+    /// The tables of the view that are copied by their names.
+    pub(super) copied: BTreeSet<u32>,
+}
+
+impl Held {
+    /// A table that is copied whose name stands for something else by now, or whose rows were moved.
+    pub(super) fn moved(&mut self) -> Result<Option<String>> {
+        let moved = catalog::moved(&mut self.control)?;
+        Ok(moved.into_iter().find(|(oid, _)| self.copied.contains(oid)).map(|(_, label)| label))
+    }
 }
 
 /// What the cut showed.
@@ -67,8 +79,6 @@ pub(super) struct View {
     pub(super) databases: Vec<DatabaseView>,
     /// When it was taken, by the clock of this machine.
     pub(super) time: FileTime,
-    /// The same, for measuring.
-    pub(super) since: Instant,
 }
 
 /// One database of the view.
@@ -109,11 +119,11 @@ pub(super) fn prepare(driver: &Postgres, context: &Context) -> Result<Hold> {
         )
         .hint("name the primary as `host`, or set `allowStandby: true` and read in each point how far it was behind"));
     }
-    let databases = driver.databases(&mut observer)?;
+    let mut databases = driver.databases(&mut observer)?;
     let scratch = super::dump::folder(&driver.scratch)?;
     Tools::find(&driver.settings, &driver.endpoint, scratch.path(), facts.major())?;
     let warm = driver.settings.connections / databases.len();
-    let held = at_once(&databases, |database| hold(driver, &facts, &database.name, warm, context))?;
+    let held = at_once(&mut databases, |database| hold(driver, &facts, &database.name, warm, context))?;
     let bytes: u64 = held.iter().map(|held| held.bytes_estimate).sum();
     let mut state = driver.state();
     *state = State { observer: Some((observer, facts)), held, looked: false, view: None };
@@ -121,12 +131,12 @@ pub(super) fn prepare(driver: &Postgres, context: &Context) -> Result<Hold> {
 }
 
 /// Does the same for each of many, all at the same time; the first error wins.
-fn at_once<T: Sync, R: Send>(many: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+fn at_once<T: Send, R: Send>(many: &mut [T], work: impl Fn(&mut T) -> Result<R> + Sync) -> Result<Vec<R>> {
     if let [one] = many {
         return Ok(vec![work(one)?]);
     }
     std::thread::scope(|scope| {
-        let running: Vec<_> = many.iter().map(|one| scope.spawn(|| work(one))).collect();
+        let running: Vec<_> = many.iter_mut().map(|one| scope.spawn(|| work(one))).collect();
         let joined = running.into_iter().map(|thread| {
             thread.join().unwrap_or_else(|_| Err(Error::internal("a thread that talks to a database panicked")))
         });
@@ -144,6 +154,7 @@ fn hold(driver: &Postgres, facts: &Facts, database: &str, warm: usize, context: 
         "SELECT pid || ' ' || extract(epoch FROM backend_start) FROM pg_stat_activity WHERE pid = pg_backend_pid()",
     )?;
     let remains = remains.string(0)?;
+    stamp::refuse_strangers(&mut control, |schema, table| driver.settings.names_table(schema, table))?;
     let (relations, lock) = lock_tables(driver, &mut control, database)?;
     let pool = Arc::new(Pool::new(&driver.endpoint, database, seconds));
     let locks = relations.iter().filter(|relation| relation.lockable()).count();
@@ -158,6 +169,7 @@ fn hold(driver: &Postgres, facts: &Facts, database: &str, warm: usize, context: 
         lock,
         bytes_estimate: relations.iter().map(|relation| relation.blocks * facts.block_bytes).sum(),
         pool,
+        copied: BTreeSet::new(),
     })
 }
 
@@ -266,6 +278,9 @@ pub(super) fn observe(driver: &Postgres) -> Result<Option<Position>> {
         let context = Context::default();
         state.observer = Some(driver.look(&context)?);
     }
+    if let Some((session, _)) = &mut state.observer {
+        session.set_limit(Some(driver.settings.connect_time_max()));
+    }
     let Some((session, facts)) = state.observer.as_mut().filter(|(_, facts)| !facts.standby) else { return Ok(None) };
     let sql = format!("SELECT pg_current_snapshot()::text, {}", log_position(facts));
     let row = session.query_one(&sql)?;
@@ -302,9 +317,10 @@ pub(super) fn cut(driver: &Postgres, context: &Context, cut: &CutId) -> Result<P
         return Err(Error::internal("the cut came before `prepare`"));
     }
     *view = None;
+    session.set_limit(Some(driver.settings.connect_time_max()));
     let again = std::mem::replace(looked, true);
     let facts = facts.clone();
-    let databases: Vec<DatabaseView> = take_all(driver, held, &facts, again)?;
+    let databases: Vec<DatabaseView> = at_once(held, |held| take(driver, held, &facts, again))?;
     refuse_new_databases(driver, held)?;
     let lag = if facts.standby { Some(lag(session)?) } else { None };
     let first = &databases[0];
@@ -320,7 +336,7 @@ pub(super) fn cut(driver: &Postgres, context: &Context, cut: &CutId) -> Result<P
     let pin = Pin { cut: cut.clone(), position, remains };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time = FileTime { seconds: now.as_secs() as i64, nanos: now.subsec_nanos() };
-    *view = Some(Arc::new(View { pin: pin.clone(), facts, lag, databases, time, since: Instant::now() }));
+    *view = Some(Arc::new(View { pin: pin.clone(), facts, lag, databases, time }));
     Ok(pin)
 }
 
@@ -352,21 +368,12 @@ fn refuse_new_databases(driver: &Postgres, held: &mut [Held]) -> Result<()> {
     }
 }
 
-fn take_all(driver: &Postgres, held: &mut [Held], facts: &Facts, again: bool) -> Result<Vec<DatabaseView>> {
-    if let [one] = held {
-        return Ok(vec![take(driver, one, facts, again)?]);
-    }
-    std::thread::scope(|scope| {
-        let running: Vec<_> = held.iter_mut().map(|held| scope.spawn(|| take(driver, held, facts, again))).collect();
-        let joined = running.into_iter().map(|thread| {
-            thread.join().unwrap_or_else(|_| Err(Error::internal("a thread that talks to a database panicked")))
-        });
-        joined.collect::<Vec<_>>().into_iter().collect()
-    })
-}
-
-/// Takes the view of one database: the first query of the transaction.
+/// Takes the view of one database: the first query of the transaction. It ends in time, whatever becomes of the
+/// network: who waits for it holds writers back.
 fn take(driver: &Postgres, held: &mut Held, facts: &Facts, again: bool) -> Result<DatabaseView> {
+    let settings = &driver.settings;
+    let locks_within = Duration::from_secs(settings.lock_timeout_seconds.into());
+    held.control.set_limit(Some(settings.connect_time_max() + locks_within));
     let look = format!("SELECT pg_export_snapshot(), pg_current_snapshot()::text, {}", log_position(facts));
     let row = if again {
         let lock = if held.lock.is_empty() { String::new() } else { format!("{}; ", held.lock) };
@@ -401,6 +408,7 @@ pub(super) fn still_valid(driver: &Postgres, pin: &Pin) -> Result<Validity> {
     };
     let mut state = driver.state();
     for (held, database) in state.held.iter_mut().zip(&view.databases) {
+        held.control.set_limit(Some(driver.settings.connect_time_max()));
         let sql = "SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text";
         let row = match held.control.query_one(sql) {
             Ok(row) => row,
@@ -411,6 +419,15 @@ pub(super) fn still_valid(driver: &Postgres, pin: &Pin) -> Result<Validity> {
         };
         if row.text(0)? != database.snapshot || row.text(1)? != view.facts.started {
             return Ok(Validity::Lost(format!("database `{}` shows another view", database.name)));
+        }
+        held.control.set_limit(None);
+        match held.moved() {
+            Ok(None) => {}
+            Ok(Some(label)) => {
+                let why = "was renamed, replaced or emptied while it was copied";
+                return Ok(Validity::Lost(format!("table `{label}` of database `{}` {why}", database.name)));
+            }
+            Err(error) => return Ok(Validity::Lost(format!("database `{}`: {error}", database.name))),
         }
     }
     Ok(Validity::Valid)
@@ -453,13 +470,6 @@ fn release_sessions(driver: &Postgres) {
     if let Some((session, _)) = observer {
         session.close();
     }
-}
-
-/// Used by `probe`, which looks at what `prepare` would meet.
-pub(super) fn facts_of(driver: &Postgres, context: &Context) -> Result<(Session, Facts)> {
-    let mut session = driver.connect(driver.settings.first_database(), context)?;
-    let facts = facts(&mut session)?;
-    Ok((session, facts))
 }
 
 #[cfg(test)]

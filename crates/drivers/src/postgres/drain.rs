@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stillpoint_core::driver::{Context, Drained, Loss, Pin};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
@@ -22,7 +22,6 @@ use super::cut::{self, DatabaseView, View};
 use super::dump::{self, Definitions, Dump, LeftOut};
 use super::extents::{self, Base, Unchanged};
 use super::layout::{self, LargeObject, Table, TableKind, Total};
-use super::restore::database::stamp_schema_has_more;
 use super::session::Session;
 use super::tools::Tools;
 use super::wire::{identifier, literal};
@@ -38,6 +37,8 @@ const RANGES_SINCE: u32 = 14;
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(3);
 const SETTLE_MARGIN: Duration = Duration::from_millis(200);
 const SETTLE_PAUSE: Duration = Duration::from_millis(20);
+/// A server at which somebody commits has brought them there long before.
+const NUDGE_AFTER: Duration = Duration::from_millis(100);
 /// A checksum for each table, up to so many tables; one for each database beyond.
 const CHECKSUMS_MAX: usize = 2000;
 
@@ -198,8 +199,11 @@ impl Drain<'_> {
                 why: format!("role `{}` may not read them; a superuser may", settings.user),
             });
         }
+        if !self.view.facts.superuser {
+            self.drained.losses.extend(dump::superusers_only(session, &database.name)?);
+        }
         let forms = extents::forms(session, &self.view, &description)?;
-        let left_out = left_out(session, settings)?;
+        let left_out = dump::left_out(session, settings)?;
         let sequences = catalog::sequence_values(session, &sequences)?;
         Ok(Contents { description, relations, columns, forms, sequences, objects, object_copies, left_out })
     }
@@ -213,6 +217,7 @@ impl Drain<'_> {
         let held = held.ok_or_else(|| Error::new(Kind::PinLost, "the view was released"))?;
         // The session that holds the tables waits for none.
         held.control.set_context(self.context);
+        held.control.set_limit(None);
         let relations = catalog::relations(&mut held.control, &self.driver.settings)?;
         // Tables are locked by name, and names may have been exchanged meanwhile: the server says which they are.
         let locked = catalog::locked(&mut held.control)?;
@@ -238,20 +243,12 @@ impl Drain<'_> {
                 return Err(changed(&other.label(), &database.name));
             }
         }
-        // The catalog's rows are those of the view; the functions answer with what is now.
-        let moved = held.control.query(
-            "SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND has_schema_privilege(n.oid, 'USAGE') \
-             AND (to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass \
-             OR (c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid)))",
-        )?;
-        for row in &moved {
-            let oid: u32 = row.number(0)?;
-            if relations.iter().any(|relation| relation.oid == oid && relation.lockable()) {
-                return Err(changed(&format!("{}.{}", row.text(1)?, row.text(2)?), &database.name));
-            }
+        // A schema's name can change while its tables are held: looked at again when all are copied.
+        held.copied = relations.iter().filter(|relation| relation.lockable()).map(|relation| relation.oid).collect();
+        match held.moved()? {
+            Some(label) => Err(changed(&label, &database.name)),
+            None => Ok(relations),
         }
-        Ok(relations)
     }
 
     /// Hands the rows of all tables to the sink; returns the tables as they stand in the tree.
@@ -350,23 +347,46 @@ impl Drain<'_> {
         if self.view.facts.standby {
             return Ok(false);
         }
+        // Between two pages the place of the next record lies behind the header of the next page, where
+        // nothing was written yet: 24 bytes, at the begin of a segment 40. A server that switches segments
+        // and rests (`archive_timeout`) stands there for good.
         let sql = format!(
-            "SELECT pg_current_wal_flush_lsn() >= {}::pg_lsn, setting FROM pg_settings WHERE name = 'wal_writer_delay'",
+            "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0') >= log - CASE WHEN log % segment = 40 THEN 40 \
+             WHEN log % page = 24 THEN 24 ELSE 0 END, \
+             (SELECT setting FROM pg_settings WHERE name = 'wal_writer_delay') \
+             FROM (SELECT pg_wal_lsn_diff({}, '0/0') AS log, current_setting('wal_block_size')::numeric AS page, \
+             pg_size_bytes(current_setting('wal_segment_size')) AS segment) l",
             literal(&database.log)
         );
+        let (begun, mut nudged) = (Instant::now(), false);
         loop {
-            let elapsed = self.view.since.elapsed();
+            let elapsed = begun.elapsed();
             let row = database.pool.take(self.context)?.session()?.query_one(&sql)?;
             let rounds = Duration::from_millis(row.number::<u64>(1)? * 3) + SETTLE_MARGIN;
             if row.truth(0) {
                 return Ok(true);
             }
-            // Other records than commits may stay in memory for long: the next point then reads all anew.
             if elapsed >= rounds.min(SETTLE_TIME_MAX) {
                 return Ok(false);
             }
+            if !nudged && elapsed >= NUDGE_AFTER {
+                nudged = true;
+                self.nudge(database)?;
+            }
             self.context.check()?;
             std::thread::sleep(SETTLE_PAUSE);
+        }
+    }
+
+    /// Makes the server's writer bring its log to the disk. Where nobody commits it leaves there what readers
+    /// wrote (hints, with checksums of pages), our own of the last backup among them. A message to nobody is
+    /// a record like any other, needs no privilege, and is part of no transaction that a position would show.
+    fn nudge(&self, database: &DatabaseView) -> Result<()> {
+        let mut session = self.driver.connect(&database.name, self.context)?;
+        match session.execute("SELECT pg_catalog.pg_logical_emit_message(false, 'stillpoint', '')") {
+            // Somebody took it from everybody: the next point reads all anew.
+            Err(error) if error.kind() == Kind::PermissionDenied => Ok(()),
+            done => done,
         }
     }
 
@@ -533,40 +553,6 @@ fn large_object_copies(session: &mut Session, objects: &[LargeObject]) -> Result
         )
     };
     Ok((files.map(statement).collect(), true))
-}
-
-/// What the settings leave out, by exact name, for `pg_dump`.
-fn left_out(session: &mut Session, settings: &super::Settings) -> Result<LeftOut> {
-    let mut left_out = LeftOut::default();
-    let rows = session.query(
-        "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' ORDER BY 1",
-    )?;
-    for row in &rows {
-        let schema = row.text(0)?;
-        if !settings.has_schema(schema) || (schema == super::STAMP_SCHEMA && !stamp_schema_has_more(session)?) {
-            left_out.schemas.push(schema.to_owned());
-        }
-    }
-    left_out.tables.extend(super::STAMP_TABLES.map(|table| (super::STAMP_SCHEMA.to_owned(), table.to_owned())));
-    if settings.tables.is_empty() && settings.exclude_tables.is_empty() {
-        return Ok(left_out);
-    }
-    // A column's sequence goes with its table; `pg_dump` has to be told.
-    let rows = session.query(
-        "SELECT n.nspname, c.relname, coalesce(o.schema, n.nspname), coalesce(o.name, c.relname) FROM pg_class c \
-         JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN (SELECT d.objid, tn.nspname AS schema, \
-         t.relname AS name FROM pg_depend d JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn \
-         ON tn.oid = t.relnamespace WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass \
-         AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0) o ON o.objid = c.oid AND c.relkind = 'S' \
-         WHERE c.relkind IN ('r', 'p', 'm', 'f', 'S', 'v') AND n.nspname !~ '^pg_' \
-         AND n.nspname <> 'information_schema' ORDER BY 1, 2",
-    )?;
-    for row in &rows {
-        if settings.has_schema(row.text(0)?) && !settings.has_table(row.text(2)?, row.text(3)?) {
-            left_out.tables.push((row.string(0)?, row.string(1)?));
-        }
-    }
-    Ok(left_out)
 }
 
 #[cfg(test)]

@@ -1,15 +1,17 @@
 //! Definitions, written by the server's own programs under the view of the cut.
 //!
 //! Every version of the server has its own catalogs, and `pg_dump` knows them all; nothing here reads
-//! them. Rows are none of its business.
+//! them but for names to leave out. Rows are none of its business.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use stillpoint_core::driver::Context;
+use stillpoint_core::driver::{Context, Loss};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 
 use super::config::{Roles, Settings};
+use super::restore::database::stamp_schema_has_more;
+use super::session::Session;
 use super::tools::{self, Tools};
 use super::wire::identifier;
 
@@ -157,6 +159,59 @@ pub(super) fn folder(scratch: &Path) -> Result<tempfile::TempDir> {
         .prefix("postgres-")
         .tempdir_in(scratch)
         .or_io(|| format!("cannot write to {}", scratch.display()))
+}
+
+/// What `pg_dump` leaves out, with a warning that only people would read, where the role is no superuser.
+pub(super) fn superusers_only(session: &mut Session, database: &str) -> Result<Vec<Loss>> {
+    let row = session.query_one(
+        "SELECT (SELECT count(*) FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database \
+         WHERE datname = current_database())), (SELECT count(*) FROM pg_user_mappings WHERE umoptions IS NULL)",
+    )?;
+    let mut losses = Vec::new();
+    for (column, what, why) in [
+        (0, "subscriptions", "only a superuser is shown their definitions"),
+        (1, "user mappings: their options", "the role is not shown whether they have some, such as passwords"),
+    ] {
+        let count: u64 = row.number(column)?;
+        if count > 0 {
+            losses.push(Loss { what: format!("database `{database}`: {count} {what}"), why: why.to_owned() });
+        }
+    }
+    Ok(losses)
+}
+
+/// What the settings leave out, by exact name, for `pg_dump`.
+pub(super) fn left_out(session: &mut Session, settings: &Settings) -> Result<LeftOut> {
+    let mut left_out = LeftOut::default();
+    let rows = session.query(
+        "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' ORDER BY 1",
+    )?;
+    for row in &rows {
+        let schema = row.text(0)?;
+        if !settings.has_schema(schema) || (schema == super::STAMP_SCHEMA && !stamp_schema_has_more(session)?) {
+            left_out.schemas.push(schema.to_owned());
+        }
+    }
+    left_out.tables.extend(super::STAMP_TABLES.map(|table| (super::STAMP_SCHEMA.to_owned(), table.to_owned())));
+    if settings.tables.is_empty() && settings.exclude_tables.is_empty() {
+        return Ok(left_out);
+    }
+    // A column's sequence goes with its table; `pg_dump` has to be told.
+    let rows = session.query(
+        "SELECT n.nspname, c.relname, coalesce(o.schema, n.nspname), coalesce(o.name, c.relname) FROM pg_class c \
+         JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN (SELECT d.objid, tn.nspname AS schema, \
+         t.relname AS name FROM pg_depend d JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn \
+         ON tn.oid = t.relnamespace WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass \
+         AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0) o ON o.objid = c.oid AND c.relkind = 'S' \
+         WHERE c.relkind IN ('r', 'p', 'm', 'f', 'S', 'v') AND n.nspname !~ '^pg_' \
+         AND n.nspname <> 'information_schema' ORDER BY 1, 2",
+    )?;
+    for row in &rows {
+        if settings.has_schema(row.text(0)?) && !settings.has_table(row.text(2)?, row.text(3)?) {
+            left_out.tables.push((row.string(0)?, row.string(1)?));
+        }
+    }
+    Ok(left_out)
 }
 
 #[cfg(test)]

@@ -47,12 +47,14 @@ pub(super) fn edges(
 
 /// A session of its own, because the query may set what it likes.
 fn open(driver: &Postgres, context: &Context, pin: Option<&Pin>) -> Result<Session> {
-    let database = driver.settings.query_database();
-    let mut session = driver.connect(database, context)?;
     let Some(pin) = pin else {
+        // Without a pin it is what a restore made that is asked.
+        let mut session = driver.connect(driver.settings.restored_query_database(), context)?;
         session.execute(&format!("RESET search_path; {BEGIN}"))?;
         return Ok(session);
     };
+    let database = driver.settings.query_database();
+    let mut session = driver.connect(database, context)?;
     let view = driver.view(pin)?;
     let shown = view.databases.iter().find(|shown| shown.name == database).ok_or_else(|| {
         Error::new(Kind::Config, format!("queries run in database `{database}`, which is not part of the store"))

@@ -4,7 +4,8 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use stillpoint_core::driver::{Context, Driver, Pin, Validity};
@@ -13,7 +14,7 @@ use stillpoint_core::tree::{Content, Metadata, Node, Sink};
 use stillpoint_testkit::servers;
 
 use super::REGISTRATION;
-use super::tests::{Own, Rig, rigs};
+use super::tests::{Own, Rig, on_server, rigs};
 use crate::trial::{self, run};
 
 fn prepare(driver: &Arc<dyn Driver>) -> Result<()> {
@@ -264,10 +265,7 @@ fn a_server_that_restarts_during_the_drain_makes_no_point() {
         let mut server = servers::Postgres::start(bin.as_ref(), &[]).unwrap();
         server.sql("postgres", "CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n").unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let settings = json!({
-            "host": "127.0.0.1", "port": server.port(), "user": "postgres", "tools": bin,
-            "password": servers::POSTGRES_PASSWORD,
-        });
+        let settings = on_server(server.port(), &bin, json!({}));
         let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
         let pin = trial::pin(&driver, 1);
         let error = drain_late(&driver, &pin, || {
@@ -304,10 +302,7 @@ fn a_standby_is_drained_and_its_conflicts_are_told() {
         let settings = ["max_standby_streaming_delay=0", "max_standby_archive_delay=0"];
         let standby = servers::Postgres::over(bin.as_ref(), folder, &settings).unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let settings = json!({
-            "host": "127.0.0.1", "port": standby.port(), "user": "postgres", "tools": bin,
-            "password": servers::POSTGRES_PASSWORD,
-        });
+        let settings = on_server(standby.port(), &bin, json!({}));
         let driver = trial::open(&REGISTRATION, settings.clone(), scratch.path()).unwrap();
         let probe = run(driver.probe(&Context::default())).unwrap();
         assert!(probe.warnings.iter().any(|warning| warning.contains("allowStandby")), "{:?}", probe.warnings);
@@ -346,10 +341,7 @@ fn more_tables_than_the_server_can_lock_are_said_to_be_too_many() {
             server.sql("postgres", &make.replace("GROUP", &group.to_string())).unwrap();
         }
         let scratch = tempfile::tempdir().unwrap();
-        let settings = json!({
-            "host": "127.0.0.1", "port": server.port(), "user": "postgres", "tools": bin,
-            "password": servers::POSTGRES_PASSWORD, "connections": 1,
-        });
+        let settings = on_server(server.port(), &bin, json!({ "connections": 1 }));
         let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
         let probe = run(driver.probe(&Context::default())).unwrap();
         assert!(probe.warnings.iter().any(|warning| warning.contains("1200 tables")), "{:?}", probe.warnings);
@@ -418,27 +410,32 @@ fn old_servers_poolers_and_strangers_are_refused_by_name() {
     assert!(error.is_temporary(), "{}", shown(&error));
 }
 
-/// Hands bytes on between whoever connects and a server, until it is told to drop them all.
+/// Hands bytes on between whoever connects and a server, until it is told to drop them all, or those of the
+/// connections there are.
 struct Wire {
     port: u16,
-    cut: Arc<std::sync::atomic::AtomicBool>,
+    cut: Arc<AtomicBool>,
+    /// How often the connections there were have been forgotten.
+    forgotten: Arc<AtomicU32>,
 }
 
 impl Wire {
     fn to(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (port, cut) = (listener.local_addr().unwrap().port(), Arc::<std::sync::atomic::AtomicBool>::default());
-        let dropped = Arc::clone(&cut);
+        let (port, cut) = (listener.local_addr().unwrap().port(), Arc::<AtomicBool>::default());
+        let (dropped, forgotten) = (Arc::clone(&cut), Arc::<AtomicU32>::default());
+        let times = Arc::clone(&forgotten);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (Ok(one), false) = (stream, dropped.load(std::sync::atomic::Ordering::Relaxed)) else { return };
+                let (Ok(one), false) = (stream, dropped.load(Ordering::Relaxed)) else { return };
                 let other = std::net::TcpStream::connect(("127.0.0.1", server)).unwrap();
+                let begun = times.load(Ordering::Relaxed);
                 for (mut from, mut to) in [(one.try_clone().unwrap(), other.try_clone().unwrap()), (other, one)] {
-                    let dropped = Arc::clone(&dropped);
+                    let (dropped, times) = (Arc::clone(&dropped), Arc::clone(&times));
                     std::thread::spawn(move || {
                         let mut buffer = vec![0; 64 << 10];
                         while let Ok(count @ 1..) = from.read(&mut buffer) {
-                            while dropped.load(std::sync::atomic::Ordering::Relaxed) {
+                            while dropped.load(Ordering::Relaxed) || times.load(Ordering::Relaxed) > begun {
                                 std::thread::sleep(Duration::from_millis(100));
                             }
                             if to.write_all(&buffer[..count]).is_err() {
@@ -450,12 +447,17 @@ impl Wire {
                 }
             }
         });
-        Self { port, cut }
+        Self { port, cut, forgotten }
+    }
+
+    /// Connections there are bring nothing any more, and nobody is told; new ones work.
+    fn forget(&self) {
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
     }
 
     /// From now on nothing arrives, and nobody is told.
     fn cut(&self) {
-        self.cut.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.cut.store(true, Ordering::Relaxed);
         // The listener looks up, and closes.
         drop(std::net::TcpStream::connect(("127.0.0.1", self.port)));
     }
@@ -474,5 +476,36 @@ fn a_network_that_drops_everything_without_a_word_is_noticed() {
         assert!(matches!(error.kind(), Kind::Unreachable | Kind::TimedOut), "{}", shown(&error));
         assert!(matches!(run(driver.still_valid(&Context::default(), &pin)).unwrap(), Validity::Lost(_)));
         run(driver.release(&Context::default(), &[])).unwrap();
+    }
+}
+
+#[test]
+fn connections_that_a_router_forgot_hang_neither_cut_nor_drain() {
+    for rig in rigs().into_iter().take(1) {
+        let own = Own::new(&rig);
+        own.execute("CREATE TABLE public.t AS SELECT n FROM generate_series(1, 1000) n");
+        let wire = Wire::to(rig.port());
+        let driver = own.open(json!({ "port": wire.port, "connectTimeoutSeconds": 2, "lockTimeoutSeconds": 1 }));
+        let context = Context::default();
+        prepare(&driver).unwrap();
+        wire.forget();
+        let begun = Instant::now();
+        let error = run(driver.cut(&context, &trial::cut_id(1))).unwrap_err();
+        assert_eq!((error.kind(), error.is_temporary()), (Kind::TimedOut, true), "{}", shown(&error));
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        run(driver.release(&context, &[])).unwrap();
+
+        run(driver.observe(&context)).unwrap();
+        wire.forget();
+        assert!(run(driver.observe(&context)).unwrap_err().is_temporary());
+        run(driver.release(&context, &[])).unwrap();
+
+        // Both ends believe in these: the server waits for a query that never comes.
+        let pin = trial::pin(&driver, 2);
+        let error = drain_late(&driver, &pin, || wire.forget()).unwrap_err();
+        assert_eq!((error.kind(), error.is_temporary()), (Kind::Unreachable, true), "{}", shown(&error));
+        assert!(matches!(run(driver.still_valid(&context, &pin)).unwrap(), Validity::Lost(_)));
+        run(driver.release(&context, &[])).unwrap();
+        trial::back_up(&driver, None);
     }
 }

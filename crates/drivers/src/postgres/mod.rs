@@ -8,7 +8,7 @@
 //! | incremental | files of a table whose rows all were there at the parent's view, in the same number, are not read |
 //! | way back | into a new database, or beside the old one and swapped by renaming |
 //! | versions | 12 and newer; tested with 15, 16 and 18. The server's own `pg_dump` must be installed |
-//! | privileges | `pg_read_all_data`; `BYPASSRLS` where row security hides rows; a superuser for passwords of roles |
+//! | privileges | `pg_read_all_data`; `BYPASSRLS` where row security hides rows |
 //!
 //! Manual: <https://www.postgresql.org/docs/current/sql-set-transaction.html>,
 //! <https://www.postgresql.org/docs/current/protocol.html>,
@@ -67,7 +67,7 @@ pub static REGISTRATION: Registration = Registration {
     open: |request| Ok(Arc::new(Phased::new(Postgres::open(request)?, &PHASES))),
     schema: || schemars::schema_for!(Settings),
     into_folder: None,
-    policy: |_| Ok(None),
+    policy: config::policy,
 };
 
 /// The phases, by the pages they stand on.

@@ -15,6 +15,11 @@ use super::wire::literal;
 /// How a transaction of ours begins. Read only: nothing that runs in it can change data.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
+/// Where the server knows it (minor versions since August 2024): no session that copies reads a view or a
+/// foreign table, which may run anybody's code as our role. One may stand where a table was.
+const TABLES_ONLY: &str = "SELECT pg_catalog.set_config(name, 'view, foreign-table', false) FROM pg_catalog.pg_settings \
+                           WHERE name = 'restrict_nonsystem_relation_kind'";
+
 /// The sessions of one database.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -48,7 +53,7 @@ impl Pool {
 
     fn connect(&self, context: &Context) -> Result<Session> {
         let mut session = Session::connect(&self.endpoint, &self.database, context)?;
-        session.execute(&format!("SET lock_timeout = '{}s'", self.lock_seconds))?;
+        session.execute(&format!("SET lock_timeout = '{}s'; {TABLES_ONLY}", self.lock_seconds))?;
         Ok(session)
     }
 

@@ -13,7 +13,7 @@ use super::layout::TableKind;
 use super::session::Session;
 use super::tools::Tools;
 use super::wire::identifier;
-use super::{Postgres, catalog, cut, dump};
+use super::{Postgres, catalog, dump, stamp};
 
 /// Of many alike, so many are named.
 const NAMED_MAX: usize = 5;
@@ -25,7 +25,7 @@ const OLD_VIEW: i64 = 100_000_000;
 /// Judges the server.
 pub(super) fn probe(driver: &Postgres) -> Result<Probe> {
     let context = Context::default();
-    let (mut session, facts) = cut::facts_of(driver, &context)?;
+    let (mut session, facts) = driver.look(&context)?;
     let mut missing = Vec::new();
     let mut warnings = Vec::new();
     let scratch = dump::folder(&driver.scratch)?;
@@ -86,14 +86,15 @@ fn server_warnings(driver: &Postgres, session: &mut Session, facts: &Facts, warn
                 .to_owned(),
         );
     }
-    if driver.settings.roles == Some(Roles::WithPasswords) && !facts.superuser {
-        warnings.push("passwords of roles can only be read by a superuser: roles: withoutPasswords".to_owned());
-    }
     let row = session.query_one(
         "SELECT (SELECT count(*) FROM pg_prepared_xacts), (SELECT count(*) FROM pg_replication_slots WHERE slot_type = \
          'logical'), (SELECT count(*) FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')), \
-         (SELECT coalesce(max(age(backend_xmin)), 0) FROM pg_stat_activity)",
+         (SELECT coalesce(max(age(backend_xmin)), 0) FROM pg_stat_activity), has_table_privilege('pg_authid', 'SELECT')",
     )?;
+    if driver.settings.roles == Some(Roles::WithPasswords) && !row.truth(4) {
+        warnings
+            .push("passwords of roles may not be read: GRANT pg_read_all_data, or roles: withoutPasswords".to_owned());
+    }
     let mut count = |column: usize, text: &str| -> Result<()> {
         let number: i64 = row.number(column)?;
         if number > 0 {
@@ -120,6 +121,10 @@ fn look_at(
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     let (name, user) = (&database.name, identifier(&driver.settings.user));
+    match stamp::refuse_strangers(session, |schema, table| driver.settings.names_table(schema, table)) {
+        Err(error) if error.kind() == Kind::Conflict => warnings.push(format!("no point can be taken: {error}")),
+        other => other?,
+    }
     let relations = catalog::relations(session, &driver.settings)?;
     let own_rows = |kind| matches!(kind, TableKind::Table | TableKind::Partitioned);
     let unreadable: Vec<String> = relations

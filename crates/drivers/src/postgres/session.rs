@@ -5,6 +5,7 @@
 //! [`Context`] a few times a second; a cancelled one also asks the server to stop.
 
 mod login;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
@@ -24,9 +25,6 @@ use super::wire::{self, Row, RowHash, ServerMessage, Tally};
 const INPUT_BYTES: usize = 256 << 10;
 /// Data of one message to the server.
 const OUTPUT_BYTES: usize = 256 << 10;
-/// After so long without a word the server is asked, over another connection, whether it still works on
-/// ours: a network that drops packets without a word would be waited for until the end of days.
-const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// How long one call waits before it looks whether someone asked to stop.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -59,6 +57,8 @@ pub(super) struct Session {
     usable: bool,
     /// How often the server was asked in the silence that lasts.
     asked: u64,
+    /// Whether it was waiting for us when it was asked last.
+    waits_for_us: bool,
     outgoing: Outgoing,
 }
 
@@ -113,6 +113,7 @@ impl Session {
             limit: Some(endpoint.connect_time_max),
             usable: true,
             asked: 0,
+            waits_for_us: false,
             outgoing: Outgoing::default(),
         };
         session.stream.set_patience(PATIENCE).map_err(|error| Error::io("cannot set up the connection", error))?;
@@ -162,6 +163,12 @@ impl Session {
     /// Whether it can take another query.
     pub(super) fn is_usable(&self) -> bool {
         self.usable
+    }
+
+    /// From now on no answer is waited for longer than this; `None` while the server may work as long as it
+    /// likes.
+    pub(super) fn set_limit(&mut self, limit: Option<Duration>) {
+        self.limit = limit;
     }
 
     /// Whose wish to stop is heard from now on.
@@ -360,20 +367,6 @@ impl Session {
         self.drop_until_ready()
     }
 
-    /// Asks the server to stop what the session does. The session itself hears of it as an error.
-    pub(super) fn cancel_request(&self) -> Result<()> {
-        let mut stream = open(&self.endpoint, Instant::now() + self.endpoint.connect_time_max)?;
-        let mut request = BytesMut::new();
-        frontend::cancel_request(self.process, self.secret, &mut request);
-        let sent = stream.write_all(&request).and_then(|()| stream.flush());
-        sent.map_err(|error| Error::io("cannot ask the server to stop", error))?;
-        // The server closes when it has taken the request; without waiting it may come too late.
-        stream.set_patience(Duration::from_secs(2)).map_err(|error| Error::io("cannot wait for the server", error))?;
-        match stream.read(&mut [0; 1]) {
-            Ok(_) | Err(_) => Ok(()),
-        }
-    }
-
     /// Says good-bye. Dropping a session does the same without looking.
     pub(super) fn close(mut self) {
         self.usable = false;
@@ -494,6 +487,7 @@ impl Session {
                 }
                 Ok(count) => {
                     self.end += count;
+                    self.waits_for_us = false;
                     return Ok(());
                 }
                 Err(error) if is_wait(&error) => self.look(since)?,
@@ -520,7 +514,7 @@ impl Session {
                 }
                 Ok(count) => {
                     rest = &rest[count..];
-                    since = Instant::now();
+                    (since, self.waits_for_us) = (Instant::now(), false);
                 }
                 Err(error) if is_wait(&error) => self.look(since)?,
                 Err(error) => {
@@ -547,46 +541,6 @@ impl Session {
             }
         }
         None
-    }
-
-    /// Called while waiting: someone may have asked to stop, or the limit is over.
-    fn look(&mut self, since: Instant) -> Result<()> {
-        if let Err(stop) = self.context.check() {
-            self.usable = false;
-            // A failed request leaves the server to notice that the connection is closed.
-            drop(self.cancel_request());
-            return Err(stop);
-        }
-        if self.limit.is_some_and(|limit| since.elapsed() > limit) {
-            self.usable = false;
-            return Err(Error::new(Kind::TimedOut, format!("{} does not answer", self.endpoint.address)).temporary());
-        }
-        let silences = since.elapsed().as_secs() / SILENCE.as_secs();
-        if silences > std::mem::replace(&mut self.asked, silences) && self.limit.is_none() && !self.is_at_work() {
-            self.usable = false;
-            return Err(self.lost());
-        }
-        Ok(())
-    }
-
-    /// Whether the server still has our session, as another one sees it. Where that cannot be told, for
-    /// want of connections, it is believed.
-    fn is_at_work(&self) -> bool {
-        let ask = || {
-            let mut other = Self::connect(&self.endpoint, &self.database, &self.context)?;
-            other.limit = Some(self.endpoint.connect_time_max);
-            other.query(&format!("SELECT FROM pg_stat_activity WHERE pid = {}", self.process))
-        };
-        match ask() {
-            Ok(rows) => !rows.is_empty(),
-            Err(error) => !matches!(error.kind(), Kind::Unreachable | Kind::TimedOut),
-        }
-    }
-
-    fn lost(&self) -> Error {
-        Error::new(Kind::Unreachable, format!("lost the connection to {}", self.endpoint.address))
-            .temporary()
-            .hint("the server's log says why: a restart, a session that was ended, or the network")
     }
 }
 

@@ -5,10 +5,13 @@
 //! that nobody works in a copy that does not say it is one. Neither table is part of a point, nor a
 //! difference.
 
-use stillpoint_core::driver::Context;
+use serde::{Deserialize, Serialize};
+use stillpoint_core::driver::{Context, Loss, RestoreRequest};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::position::Stamp;
+use stillpoint_core::tree::TreePath;
 
+use super::layout::Database;
 use super::restore::database::content;
 use super::session::Session;
 use super::wire::{identifier, literal, qualified};
@@ -20,6 +23,68 @@ const STAMP: &str = "stamp";
 const BEGIN: &str = "BEGIN READ WRITE";
 /// What is left to do when the stamp is planted.
 const OPENING: &str = "opening";
+/// The place of a restore's note in it, before the statements.
+const NOTE: i32 = -1;
+
+/// Whether the relation `c` has the form of one of our tables: what merely has the name is the user's.
+pub(super) const IS_OURS: &str = "(c.relkind = 'r' AND c.relnamespace = (SELECT oid FROM pg_catalog.pg_namespace \
+    WHERE nspname = 'stillpoint') AND (c.relname::pg_catalog.text, (SELECT pg_catalog.string_agg(a.attname || ' ' || \
+    pg_catalog.format_type(a.atttypid, NULL), ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)) IN (('stamp', 'stamp text'), \
+    ('opening', 'position integer, statement text')))";
+
+/// What a restore notes in each database that it has built, before the swap. A later try finds it there
+/// where this one was ended between the swap and its report; it goes when the database opens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Note {
+    /// The try that built the database.
+    pub(super) restore: String,
+    /// The part of the point that it holds.
+    part: Option<String>,
+    /// What the database is at the source, and its view there.
+    view: String,
+    /// What the restore could not bring back.
+    pub(super) losses: Vec<Loss>,
+}
+
+impl Note {
+    pub(super) fn new(request: &RestoreRequest, about: &Database, losses: &[Loss]) -> Self {
+        Self {
+            restore: request.restore.clone(),
+            part: request.part.as_ref().map(TreePath::to_string),
+            view: format!("{} {}", about.oid, about.snapshot),
+            losses: losses.to_vec(),
+        }
+    }
+
+    /// Whether it is of this restore, or of an earlier try of it.
+    pub(super) fn is_of(&self, request: &RestoreRequest, about: &Database) -> bool {
+        let of_this = Self { restore: self.restore.clone(), ..Self::new(request, about, &self.losses) };
+        *self == of_this && (self.restore == request.restore || request.earlier().contains(&self.restore))
+    }
+
+    /// Leaves the note in the database of `session`, whatever its own settings say of writing.
+    pub(super) fn leave(&self, session: &mut Session) -> Result<()> {
+        let text =
+            serde_json::to_string(self).map_err(|error| Error::internal("a note does not serialize").source(error))?;
+        let table = qualified(STAMP_SCHEMA, OPENING);
+        session.execute(&format!("{BEGIN}; INSERT INTO {table} VALUES ({NOTE}, {}); COMMIT", literal(&text)))
+    }
+
+    /// The note in the database of `session`, while it is not open yet.
+    pub(super) fn read(session: &mut Session) -> Result<Option<Self>> {
+        match has_table(session, OPENING) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            // What somebody else made says nothing of our restores.
+            Err(error) if error.kind() == Kind::Conflict => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let table = qualified(STAMP_SCHEMA, OPENING);
+        let rows = session.query(&format!("SELECT statement FROM {table} WHERE position = {NOTE}"))?;
+        Ok(rows.first().and_then(|row| serde_json::from_str(row.text(0).ok()?).ok()))
+    }
+}
 
 /// Plants the stamp in every database of the store, and opens those that a restore left closed.
 pub(super) fn stamp(driver: &Postgres, stamp: &Stamp) -> Result<()> {
@@ -55,7 +120,7 @@ fn open(session: &mut Session) -> Result<()> {
         return Ok(());
     }
     let table = qualified(STAMP_SCHEMA, OPENING);
-    let rows = session.query(&format!("SELECT statement FROM {table} ORDER BY position"))?;
+    let rows = session.query(&format!("SELECT statement FROM {table} WHERE position > {NOTE} ORDER BY position"))?;
     let statements: Vec<String> = rows.iter().map(|row| row.string(0)).collect::<Result<_>>()?;
     if statements.is_empty() {
         return Ok(());
@@ -93,24 +158,85 @@ pub(super) fn plan_opening(session: &mut Session, statements: &[String]) -> Resu
     ))
 }
 
-/// Reads the stamp of the first database that has one.
+/// Reads the stamps of all databases. They must agree: one that belongs elsewhere, or bears no stamp and holds
+/// something, must not be taken for the copy that its neighbour is.
 pub(super) fn read_stamp(driver: &Postgres) -> Result<Option<Stamp>> {
     let context = Context::default();
+    let (mut stamped, mut bare) = (Vec::new(), Vec::new());
     for name in databases(driver, &context)? {
-        let mut session = driver.connect(&name, &context)?;
-        if !has_table(&mut session, STAMP)? {
-            continue;
-        }
-        session.execute("BEGIN READ ONLY")?;
-        let rows = session.query(&format!("SELECT stamp FROM {}", qualified(STAMP_SCHEMA, STAMP)))?;
-        session.execute("COMMIT")?;
-        if let Some(row) = rows.first() {
-            return serde_json::from_str(row.text(0)?).map(Some).map_err(|error| {
-                Error::new(Kind::Corrupt, format!("the stamp in `{name}` is not readable")).source(error)
-            });
+        match stamp_of(&mut driver.connect(&name, &context)?)? {
+            Some(stamp) => stamped.push((name, stamp)),
+            None => bare.push(name),
         }
     }
-    Ok(None)
+    let Some((name, stamp)) = stamped.first() else { return Ok(None) };
+    let whose = |stamp: &Stamp| format!("{} · {}", stamp.platform, stamp.environment);
+    if let Some((other, its)) = stamped.iter().find(|(_, other)| whose(other) != whose(stamp)) {
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("database `{name}` belongs to {}, and database `{other}` to {}", whose(stamp), whose(its)),
+        )
+        .hint("they are no store together: name by `databases` or `excludeDatabases` which ones are meant"));
+    }
+    for other in bare {
+        let mut session = driver.connect(&other, &context)?;
+        // One that is not open yet lacks its stamp only because a restore was ended before it was planted.
+        if Note::read(&mut session)?.is_none()
+            && let Some(seen) = content(&mut session)?
+        {
+            return Err(Error::new(
+                Kind::Conflict,
+                format!(
+                    "database `{name}` belongs to {}, and database `{other}` bears no stamp: it may be somebody's original",
+                    whose(stamp)
+                ),
+            )
+            .context("holds", seen)
+            .hint("look whose it is; `excludeDatabases` leaves it alone"));
+        }
+    }
+    Ok(stamped.into_iter().next().map(|(_, stamp)| stamp))
+}
+
+fn stamp_of(session: &mut Session) -> Result<Option<Stamp>> {
+    if !has_table(session, STAMP)? {
+        return Ok(None);
+    }
+    session.execute("BEGIN READ ONLY")?;
+    let rows = session.query(&format!("SELECT stamp FROM {}", qualified(STAMP_SCHEMA, STAMP)))?;
+    session.execute("COMMIT")?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let unreadable = || Error::new(Kind::Corrupt, format!("the stamp in `{}` is not readable", session.database()));
+    serde_json::from_str(row.text(0)?).map(Some).map_err(|error| unreadable().source(error))
+}
+
+/// Refuses a database in which a table of the user's has the name of one of ours: it would be in no point, and
+/// where it stands no stamp can be planted.
+pub(super) fn refuse_strangers(session: &mut Session, is_chosen: impl Fn(&str, &str) -> bool) -> Result<()> {
+    let rows = session.query(&format!(
+        "SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = {} AND c.relname IN ({}, {}) AND NOT {IS_OURS}",
+        literal(STAMP_SCHEMA),
+        literal(STAMP),
+        literal(OPENING)
+    ))?;
+    for row in &rows {
+        let name = row.text(0)?;
+        if is_chosen(STAMP_SCHEMA, name) {
+            let label = format!("{STAMP_SCHEMA}.{name}");
+            return Err(Error::new(
+                Kind::Conflict,
+                format!(
+                    "`{label}` of database `{}` has the name of the environment's stamp and is none",
+                    session.database()
+                ),
+            )
+            .hint(format!(
+                "rename it; or leave it out by `excludeTables: [{label}]`, knowing that no point holds it"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What the store's databases hold here, for people.

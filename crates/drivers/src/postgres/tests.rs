@@ -1,6 +1,7 @@
 //! What is PostgreSQL's own.
 
 mod faults;
+mod login;
 mod way_back;
 
 use std::collections::BTreeSet;
@@ -16,8 +17,9 @@ use stillpoint_testkit::{MemoryTree, servers};
 
 use super::REGISTRATION;
 use super::layout::{self, Table, Total};
+use super::pool::{self, Pool};
 use super::session::{Address, Endpoint, Session};
-use super::wire::{Tally, identifier};
+use super::wire::{Tally, identifier, literal};
 use crate::trial::{self, run};
 
 /// A server that is up.
@@ -60,6 +62,15 @@ impl Rig {
         all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         all
     }
+}
+
+/// Settings of a store of all databases of a server that one test has for itself, and `more`.
+pub(super) fn on_server(port: u16, bin: &str, more: Value) -> Value {
+    let mut all = json!({
+        "host": "127.0.0.1", "port": port, "user": "postgres", "password": servers::POSTGRES_PASSWORD, "tools": bin,
+    });
+    all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    all
 }
 
 /// A database of the test's own; gone with the value.
@@ -285,10 +296,7 @@ fn all_databases_of_a_server_are_one_store_whatever_their_encoding() {
         server.sql("latin", "CREATE TABLE t AS SELECT chr(252) AS x").unwrap();
         server.sql("raw", "CREATE TABLE t AS SELECT E'\\xfc\\xff'::text AS x").unwrap();
         let scratch = tempfile::tempdir().unwrap();
-        let settings = json!({
-            "host": "localhost", "port": server.port(), "user": "postgres", "tools": bin,
-            "password": servers::POSTGRES_PASSWORD, "excludeDatabases": ["left_*"],
-        });
+        let settings = on_server(server.port(), &bin, json!({ "host": "localhost", "excludeDatabases": ["left_*"] }));
         let context = Context::default();
         let driver = trial::open(&REGISTRATION, settings.clone(), scratch.path()).unwrap();
         let error = run(driver.prepare(&context)).unwrap_err();
@@ -385,6 +393,65 @@ fn the_name_of_the_stamp_belongs_to_whoever_had_it_first() {
 }
 
 #[test]
+fn what_merely_has_the_name_of_the_stamp_is_not_left_out_in_silence() {
+    for rig in rigs() {
+        let own = Own::new(&rig);
+        let context = Context::default();
+        own.execute("CREATE SCHEMA stillpoint; CREATE TABLE stillpoint.stamp (id int, ink text)");
+        let driver = own.open(json!({}));
+        assert!(run(driver.occupied(&context)).unwrap().unwrap().contains("1 tables"));
+        let error = run(driver.prepare(&context)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict, "{error:?}");
+        assert!(error.to_string().contains("`stillpoint.stamp`"), "{error}");
+        assert!(error.hint_text().unwrap().contains("excludeTables"), "{error:?}");
+        let warnings = run(driver.probe(&context)).unwrap().warnings;
+        assert!(warnings.iter().any(|warning| warning.contains("`stillpoint.stamp`")), "{warnings:?}");
+        trial::back_up(&own.open(json!({ "excludeTables": ["stillpoint.stamp"] })), None);
+
+        own.execute("DROP TABLE stillpoint.stamp; CREATE TABLE stillpoint.theirs AS SELECT 7 AS n");
+        run(driver.stamp(&context, &way_back::the_stamp())).unwrap();
+        let (tree, _) = trial::back_up(&driver, None);
+        let schema = format!("databases/{}/schemas/stillpoint", own.name);
+        let error = trial::restore(&driver, &tree, RestoreMode::InPlace, Some(&schema)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict, "{error:?}");
+        assert_eq!(run(driver.read_stamp(&context)).unwrap(), Some(way_back::the_stamp()));
+        let table = format!("databases/{}/data/stillpoint.theirs", own.name);
+        trial::restore(&driver, &tree, RestoreMode::InPlace, Some(&table)).unwrap();
+        assert_eq!(run(driver.read_stamp(&context)).unwrap(), Some(way_back::the_stamp()));
+    }
+}
+
+#[test]
+fn databases_of_one_store_must_agree_on_whose_they_are() {
+    for rig in rigs() {
+        let (one, two) = (Own::new(&rig), Own::new(&rig));
+        let context = Context::default();
+        let both = one.open(json!({ "databases": [one.name, two.name] }));
+        let of = |own: &Own<'_>, environment: &str| {
+            let stamp =
+                stillpoint_core::position::Stamp { environment: environment.to_owned(), ..way_back::the_stamp() };
+            run(own.open(json!({})).stamp(&context, &stamp)).unwrap();
+        };
+        let read = || run(both.read_stamp(&context));
+        of(&one, "staging");
+        assert_eq!(read().unwrap().unwrap().environment, "staging", "the other one holds nothing");
+        two.execute("CREATE TABLE public.t (n int)");
+        let error = read().unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict, "{error:?}");
+        assert!(error.to_string().contains(&format!("`{}` bears no stamp", two.name)), "{error}");
+        of(&two, "production");
+        let error = read().unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict, "{error:?}");
+        assert!(error.to_string().contains("churn · production"), "{error}");
+        of(&two, "staging");
+        assert_eq!(read().unwrap().unwrap().environment, "staging");
+        // A table of the stamp without a row says nothing, and neither order hides the other.
+        one.execute("DELETE FROM stillpoint.stamp; CREATE TABLE public.t (n int)");
+        assert_eq!(read().unwrap_err().kind(), Kind::Conflict);
+    }
+}
+
+#[test]
 fn tables_that_change_their_names_during_the_cut_are_named() {
     for rig in rigs() {
         let own = Own::new(&rig);
@@ -398,6 +465,72 @@ fn tables_that_change_their_names_during_the_cut_are_named() {
         assert_eq!(error.kind(), Kind::PinLost, "{error:?}");
         assert!(error.to_string().contains("`public.t`"), "{error}");
         run(driver.release(&Context::default(), &[])).unwrap();
+
+        let pin = trial::pin(&driver, 2);
+        trial::drain(&driver, &pin, None).unwrap();
+        own.execute("ALTER SCHEMA public RENAME TO older; CREATE SCHEMA public; CREATE VIEW public.t AS SELECT 3 AS n");
+        let lost = run(driver.still_valid(&Context::default(), &pin)).unwrap();
+        assert!(matches!(&lost, Validity::Lost(why) if why.contains("`public.t`")), "{lost:?}");
+        run(driver.release(&Context::default(), &[])).unwrap();
+    }
+}
+
+#[test]
+fn sessions_that_copy_read_no_view_and_queries_of_references_do() {
+    for rig in rigs() {
+        let own = Own::new(&rig);
+        own.execute("CREATE TABLE public.t AS SELECT 'key' AS k; CREATE VIEW public.v AS SELECT k FROM public.t");
+        let known = "SELECT 1 FROM pg_settings WHERE name = 'restrict_nonsystem_relation_kind'";
+        if own.session().query(known).unwrap().is_empty() {
+            stillpoint_testkit::skip(rig.name, "the server knows no restrict_nonsystem_relation_kind");
+            continue;
+        }
+        let pool = Arc::new(Pool::new(&endpoint(&rig.url), &own.name, 1));
+        let mut control = own.session();
+        control.execute(pool::BEGIN).unwrap();
+        let exported = control.query_one("SELECT pg_export_snapshot()").unwrap();
+        pool.show(exported.text(0).unwrap());
+        let mut lease = pool.take(&Context::default()).unwrap();
+        assert_eq!(lease.session().unwrap().query("SELECT k FROM public.t").unwrap().len(), 1);
+        assert!(lease.session().unwrap().query("SELECT k FROM public.v").is_err());
+        let driver = own.open(json!({}));
+        let pin = trial::pin(&driver, 1);
+        let query = EdgeQuery::From("SELECT k FROM v".to_owned());
+        assert_eq!(trial::edges(&driver, Some(&pin), &query).unwrap().len(), 1);
+        run(driver.release(&Context::default(), &[])).unwrap();
+    }
+}
+
+#[test]
+fn a_point_of_a_server_at_rest_is_a_base_for_the_next_one() {
+    for Rig { name, bin, .. } in rigs() {
+        let server = servers::Postgres::start(bin.as_ref(), &["autovacuum=off", "full_page_writes=off"]).unwrap();
+        server.sql("postgres", "CREATE TABLE t AS SELECT n, repeat('x', 500) FROM generate_series(1, 3000) n").unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let settings = on_server(server.port(), &bin, json!({}));
+        let driver = trial::open(&REGISTRATION, settings, scratch.path()).unwrap();
+        let is_settled = |tree: &MemoryTree| {
+            let path = TreePath::parse("databases/postgres/database.json").unwrap();
+            let about: layout::Database =
+                layout::parse("database", &read_small(tree, &path, 1 << 20).unwrap()).unwrap();
+            about.settled
+        };
+        let (mut parent, _) = trial::back_up(&driver, None);
+        for happening in [
+            "SELECT 1",
+            // A new segment begins with a header that nobody has written yet.
+            "SELECT pg_switch_wal()",
+            "SET synchronous_commit = off; UPDATE t SET n = -n WHERE n = 5",
+            "CHECKPOINT",
+        ] {
+            server.sql("postgres", happening).unwrap();
+            let before = run(driver.observe(&Context::default())).unwrap();
+            let (tree, drained) = trial::back_up(&driver, Some(&parent));
+            assert!(is_settled(&tree), "{name}: {happening}");
+            assert_eq!(run(driver.observe(&Context::default())).unwrap(), before, "{name}: the backup is no write");
+            assert!(drained.bytes_read * 2 < drained.bytes, "{name}: {happening}: {drained:?}");
+            parent = tree;
+        }
     }
 }
 
@@ -630,10 +763,7 @@ impl Drop for PostgresSubject {
 
 impl Subject for PostgresSubject {
     fn open(&self) -> stillpoint_core::Result<Arc<dyn Driver>> {
-        let settings = json!({
-            "host": "127.0.0.1", "port": self.url.port().unwrap(), "user": "postgres", "tools": self.bin,
-            "password": servers::POSTGRES_PASSWORD, "databases": [self.name],
-        });
+        let settings = on_server(self.url.port().unwrap(), &self.bin, json!({ "databases": [self.name] }));
         trial::open(&REGISTRATION, settings, self.scratch.path())
     }
 

@@ -7,6 +7,7 @@ use stillpoint_core::error::{Error, Kind, Result};
 use super::super::client;
 use super::super::config::Settings;
 use super::super::session::Session;
+use super::super::stamp::Note;
 use super::super::wire::{identifier, literal};
 use super::source::Stored;
 use super::{Goal, Old, Way, database};
@@ -105,7 +106,6 @@ pub(super) fn databases(
             continue;
         }
         let kept = database::kept_name(&goal.name, &request.restore);
-        open_again(admin, goal, &kept)?;
         if client::has_database(admin, &kept)? {
             return Err(Error::new(Kind::AlreadyExists, format!("database `{kept}` is there from an earlier restore"))
                 .hint("drop it, or rename it, then restore again"));
@@ -125,14 +125,47 @@ pub(super) fn databases(
 }
 
 /// Opens what an earlier try of the same restore closed before it was killed: what was built beside it, or
-/// the name it was kept under, says so.
-fn open_again(admin: &mut Session, goal: &Goal<'_>, kept: &str) -> Result<()> {
-    let ours = if client::has_database(admin, &goal.building)? { goal.name.as_str() } else { kept };
-    let closed = client::list_databases(admin)?.into_iter().any(|one| one.name == ours && !one.open);
-    match closed {
-        true => admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(ours))),
-        false => Ok(()),
+/// the name it was kept under, says so. What was half built goes.
+pub(super) fn tidy_up(way: &Way<'_>, admin: &mut Session, goals: &[Goal<'_>], request: &RestoreRequest) -> Result<()> {
+    let listed = client::list_databases(admin)?;
+    for goal in goals {
+        for restore in std::iter::once(request.restore.clone()).chain(request.earlier()) {
+            let building = database::building_name(&goal.name, &restore);
+            let was_building = listed.iter().any(|one| one.name == building);
+            let kept = database::kept_name(&goal.name, &restore);
+            let is_ours = |name: &str| name == kept || (was_building && name == goal.name);
+            for closed in listed.iter().filter(|one| !one.open && is_ours(&one.name)) {
+                admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(&closed.name)))?;
+            }
+            if was_building {
+                database::remove(way, admin, &building)?;
+            }
+        }
     }
+    Ok(())
+}
+
+/// Whether an earlier try of the same restore put all of it in place, and was ended before it could say so:
+/// every database bears the note of that, and nobody was let in since. Returns what it could not bring back.
+pub(super) fn in_place(
+    way: &Way<'_>,
+    admin: &mut Session,
+    goals: &mut [Goal<'_>],
+    request: &RestoreRequest,
+) -> Result<Option<Vec<Loss>>> {
+    let mut losses = Vec::new();
+    for goal in goals.iter_mut() {
+        if !client::has_database(admin, &goal.name)? {
+            return Ok(None);
+        }
+        let note = Note::read(&mut way.connect(&goal.name)?)?;
+        let Some(note) = note.filter(|note| note.is_of(request, &goal.stored.about)) else { return Ok(None) };
+        let kept = database::kept_name(&goal.name, &note.restore);
+        // What it holds is looked at before it goes.
+        goal.old = if client::has_database(admin, &kept)? { Old::Empty(kept) } else { Old::Absent };
+        losses = note.losses;
+    }
+    Ok(Some(losses))
 }
 
 /// Whether the names are still as they were found; asked again right before they are taken.

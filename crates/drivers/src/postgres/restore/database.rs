@@ -9,6 +9,7 @@ use stillpoint_core::error::{Error, Kind, Result};
 use super::super::STAMP_SCHEMA;
 use super::super::layout::Database;
 use super::super::session::Session;
+use super::super::stamp::IS_OURS;
 use super::super::wire::{identifier, literal};
 use super::Way;
 use super::grants;
@@ -134,16 +135,12 @@ pub(super) fn opening(
     Ok(all)
 }
 
-/// Our tables, among the relations `c`.
-const OURS: &str = "(c.relname IN ('stamp', 'opening') AND c.relnamespace = \
-    (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'stillpoint'))";
-
 /// Whether the schema of the stamp holds anything that is not ours.
 pub(in super::super) fn stamp_schema_has_more(session: &mut Session) -> Result<bool> {
     let row = session.query_one(&format!(
         "WITH it AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = {}) SELECT \
          EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.relnamespace IN (SELECT oid FROM it) \
-           AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND NOT {OURS}) \
+           AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND NOT {IS_OURS}) \
          OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace IN (SELECT oid FROM it)) \
          OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace IN (SELECT oid FROM it) \
            AND typtype IN ('e', 'd', 'r'))",
@@ -159,7 +156,7 @@ pub(in super::super) fn content(session: &mut Session) -> Result<Option<String>>
            AND nspname <> 'information_schema'), \
          members AS (SELECT classid, objid FROM pg_catalog.pg_depend WHERE deptype = 'e') \
          SELECT (SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c WHERE c.relnamespace IN (SELECT oid FROM ours) \
-             AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND NOT {OURS} \
+             AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND NOT {IS_OURS} \
              AND NOT EXISTS (SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND m.objid = c.oid)), \
            (SELECT pg_catalog.count(*) FROM pg_catalog.pg_proc p WHERE p.pronamespace IN (SELECT oid FROM ours) \
              AND NOT EXISTS (SELECT FROM members m WHERE m.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND m.objid = p.oid)), \

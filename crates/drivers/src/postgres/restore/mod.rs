@@ -1,10 +1,10 @@
 //! The way back: databases built beside, checked, and put in place at the end.
 //!
 //! Each database of the point is built under a name of its own: definitions of tables by `pg_restore`,
-//! rows by our own COPY over several connections, then indexes and constraints by `pg_restore` again,
-//! materialized views, statistics, and event triggers last. Only when all databases of the restore stand
-//! do they get their names, in one transaction. A restore that fails removes what it built and leaves
-//! what was there as it was.
+//! rows by our own COPY over several connections, with the indexes of tables that are full; then the other
+//! indexes and constraints by `pg_restore` again, materialized views, statistics, and event triggers last.
+//! Only when all databases of the restore stand do they get their names, in one transaction. A restore that
+//! fails removes what it built and leaves what was there as it was.
 
 pub(super) mod archive;
 mod binary;
@@ -12,6 +12,7 @@ mod check;
 pub(super) mod database;
 mod finish;
 mod grants;
+mod indexes;
 pub(super) mod load;
 mod part;
 pub(super) mod pool;
@@ -19,6 +20,7 @@ mod roles;
 pub(super) mod source;
 pub(super) mod statements;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored};
@@ -30,6 +32,7 @@ use self::source::{Stored, StoredDatabase};
 use super::config::{Roles, Settings};
 use super::layout;
 use super::session::Session;
+use super::stamp::Note;
 use super::swap::{self, Swap, Swapped};
 use super::tools::{self, Tools};
 use super::wire::identifier;
@@ -109,12 +112,18 @@ pub(super) fn restore(
     let avoided: Vec<&str> = goals.iter().map(|goal| goal.name.as_str()).collect();
     let mut admin = stamp::admin(driver, context, &avoided)?;
     let mut restored = Restored::default();
+    check::tidy_up(&way, &mut admin, &goals, request)?;
+    if let Some(losses) = check::in_place(&way, &mut admin, &mut goals, request)? {
+        restored.losses = losses;
+        return conclude(&way, &mut admin, &goals, restored);
+    }
     let target = check::target(&way, &mut admin, &stored, &mut restored.losses)?;
     check::databases(&way, &mut admin, &mut goals, request)?;
     let tools = way.tools(&stored, target.major)?;
     context.expect_bytes(goals.iter().map(|goal| goal.stored.size().1).sum());
     let mut made = Made::default();
-    let built = build_all(&way, &mut admin, (&tools, target), &goals, &mut made, &mut restored);
+    let built = build_all(&way, &mut admin, (&tools, target), &goals, &mut made, &mut restored)
+        .and_then(|()| leave_notes(&way, &goals, request, &restored.losses));
     match built.and_then(|()| context.check()).and_then(|()| swaps(&mut admin, &goals, request)) {
         Ok(swaps) => {
             let avoided: Vec<&str> = goals.iter().map(|goal| goal.name.as_str()).collect();
@@ -130,7 +139,19 @@ pub(super) fn restore(
         }
         Err(error) => return Err(take_back(&way, admin, &goals, &made, error)),
     }
-    for goal in &goals {
+    conclude(&way, &mut admin, &goals, restored)
+}
+
+/// Tells every database what it is, for a later try should this one be ended between the swap and its report.
+fn leave_notes(way: &Way<'_>, goals: &[Goal<'_>], request: &RestoreRequest, losses: &[Loss]) -> Result<()> {
+    goals
+        .iter()
+        .try_for_each(|goal| Note::new(request, &goal.stored.about, losses).leave(&mut way.connect(&goal.building)?))
+}
+
+/// Counts what was restored, and lets go of old databases that hold nothing.
+fn conclude(way: &Way<'_>, admin: &mut Session, goals: &[Goal<'_>], mut restored: Restored) -> Result<Restored> {
+    for goal in goals {
         let (rows, bytes) = goal.stored.size();
         restored.items += rows;
         restored.bytes += bytes;
@@ -139,12 +160,11 @@ pub(super) fn restore(
             // Somebody may have put something into it after it was looked at.
             Old::Empty(name) => match database::content(&mut way.connect(name)?)? {
                 Some(_) => restored.kept_old.push(format!("database {name}")),
-                None => database::remove(&way, &mut admin, name)?,
+                None => database::remove(way, admin, name)?,
             },
             Old::Absent => {}
         }
     }
-    restored.losses.append(&mut made.globals.losses);
     Ok(restored)
 }
 
@@ -188,10 +208,12 @@ fn build_all(
     }
     let manner =
         Manner { without_owners, without_tablespaces: !missing.is_empty(), connections: way.settings.connections };
-    goals.iter().try_for_each(|goal| {
-        let name = goal.stored.about.name.clone();
-        build(way, admin, (tools, target), goal, manner, restored).map_err(|error| error.context("database", name))
-    })
+    for goal in goals {
+        let name = &goal.stored.about.name;
+        build(way, admin, (tools, target), goal, manner, restored).map_err(|error| error.context("database", name))?;
+    }
+    restored.losses.append(&mut made.globals.losses);
+    Ok(())
 }
 
 /// Builds one database: it lacks nothing but its name and its users.
@@ -204,27 +226,26 @@ fn build(
     restored: &mut Restored,
 ) -> Result<()> {
     let (stored, building, context) = (goal.stored, goal.building.as_str(), way.context);
-    // What an earlier try of the same restore left when it was killed.
-    database::remove(way, admin, building)?;
     database::create(admin, building, &stored.about, target.major, &mut restored.losses)?;
     let path = source::to_scratch(way.source, &stored.file(layout::DUMP)?, way.scratch(), context)?;
     let archive = Archive::open(tools, &path, context)?;
-    let step = |step, restored: &mut Restored| -> Result<()> {
+    let mut stands = BTreeSet::new();
+    let step = |step, stands: &BTreeSet<u32>, restored: &mut Restored| -> Result<()> {
         let mut again = |statement: &str| way.connect(building)?.execute(statement);
-        restored.losses.append(&mut archive.restore(tools, building, (step, manner), &mut again, context)?);
+        restored.losses.append(&mut archive.restore(tools, building, (step, manner), stands, &mut again, context)?);
         context.check()
     };
-    step(Step::Tables, restored)?;
-    let loads = loads(stored)?;
-    load::tables(way, building, stored, &loads)?;
+    step(Step::Tables, &stands, restored)?;
+    let indexes = indexes::plan(way, building, stored, (&archive, tools, manner))?;
+    stands = load::tables(way, building, stored, &loads(stored)?, indexes)?;
     load::large_objects(way, building, stored, !manner.without_owners)?;
     load::sequences(way, building, stored)?;
-    step(Step::Indexes, restored)?;
+    step(Step::Indexes, &stands, restored)?;
     fill_views(way, building, stored)?;
     finish::statistics(way, building, stored, target.major)?;
     let opening = database::opening(admin, &goal.name, stored, !manner.without_owners)?;
     stamp::plan_opening(&mut way.connect(building)?, &opening)?;
-    step(Step::EventTriggers, restored)?;
+    step(Step::EventTriggers, &stands, restored)?;
     restored.losses.append(&mut finish::inspect(way, building, stored)?);
     complete(admin, goal, manner, restored)
 }

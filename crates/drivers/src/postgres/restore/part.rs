@@ -18,10 +18,11 @@ use stillpoint_core::tree::TreePath;
 use super::super::config::Roles;
 use super::super::layout::{self, Table, TableKind};
 use super::super::session::Session;
+use super::super::stamp::Note;
 use super::super::swap::{self, Swap, Swapped};
 use super::super::tools::Tools;
 use super::super::wire::{Row, identifier, literal, qualified};
-use super::super::{client, stamp};
+use super::super::{STAMP_SCHEMA, client, stamp};
 use super::archive::{Archive, Entry, Manner, Step, closure};
 use super::source::{self, Stored, StoredDatabase};
 use super::{Way, check, database, finish, grants, load};
@@ -106,16 +107,22 @@ pub(super) fn restore(way: &Way<'_>, stored: &Stored, part: &Part, request: &Res
     let mut chosen = Chosen::new(of, &archive.entries, part)?;
     chosen.name_what_is_cut(&archive.entries, &mut restored.losses);
     context_of(way, of, &chosen)?;
-    if client::has_database(&mut admin, &name)? {
+    let earlier = made_earlier(way, &mut admin, (of, &name), request)?;
+    if let Some(losses) = earlier {
+        restored.losses = losses;
+    } else if client::has_database(&mut admin, &name)? {
         let mut session = way.connect(&name)?;
         chosen.add_schemas(&archive.entries, &mut session)?;
         into_old(way, &mut session, (of, &name), &chosen, (&archive, &tools), request, &mut restored)?;
     } else {
         chosen.add_support(&archive.entries);
         let building = database::building_name(&name, &request.restore);
-        database::remove(way, &mut admin, &building)?;
+        for restore in std::iter::once(request.restore.clone()).chain(request.earlier()) {
+            database::remove(way, &mut admin, &database::building_name(&name, &restore))?;
+        }
         database::create(&mut admin, &building, &of.about, target.major, &mut restored.losses)?;
-        let done = into_new(way, &mut admin, (of, &name, &building), &chosen, (&archive, &tools));
+        let note = Note::new(request, &of.about, &restored.losses);
+        let done = into_new(way, &mut admin, (of, &name, &building), &chosen, (&archive, &tools), &note);
         if let Err(error) = done {
             return Err(match database::remove(way, &mut admin, &building) {
                 Ok(()) => error,
@@ -129,6 +136,21 @@ pub(super) fn restore(way: &Way<'_>, stored: &Stored, part: &Part, request: &Res
         restored.bytes += total.bytes;
     }
     Ok(restored)
+}
+
+/// What an earlier try of the same restore could not bring back, if it made the database and was ended before
+/// it could say so.
+fn made_earlier(
+    way: &Way<'_>,
+    admin: &mut Session,
+    (stored, name): (&StoredDatabase, &str),
+    request: &RestoreRequest,
+) -> Result<Option<Vec<Loss>>> {
+    if !client::has_database(admin, name)? {
+        return Ok(None);
+    }
+    let note = Note::read(&mut way.connect(name)?)?;
+    Ok(note.filter(|note| note.is_of(request, &stored.about)).map(|note| note.losses))
 }
 
 /// Into a database that holds other things, which stay as they are.
@@ -147,6 +169,14 @@ fn into_old(
             .context("database", name)
             .hint("replace it with --in-place: the old one is kept under another name"));
     }
+    if let (Some(_), Some(STAMP_SCHEMA)) = (&there, chosen.schema.as_deref()) {
+        return Err(Error::new(
+            Kind::Conflict,
+            format!("the schema `{STAMP_SCHEMA}` bears the environment's stamp: it cannot be replaced as a whole"),
+        )
+        .context("database", name)
+        .hint("restore its tables one by one: databases/<database>/data/<schema>.<table>"));
+    }
     // A failure or a lost connection takes all of it back.
     session.execute("BEGIN")?;
     if there.is_some() {
@@ -164,6 +194,7 @@ fn into_new(
     (stored, name, building): (&StoredDatabase, &str, &str),
     chosen: &Chosen<'_>,
     programs: (&Archive, &Tools),
+    note: &Note,
 ) -> Result<()> {
     let mut session = way.connect(building)?;
     session.execute("BEGIN")?;
@@ -171,6 +202,7 @@ fn into_new(
     session.execute("COMMIT")?;
     let opening = database::opening(admin, name, stored, way.settings.roles != Some(Roles::None))?;
     stamp::plan_opening(&mut session, &opening)?;
+    note.leave(&mut session)?;
     session.close();
     way.context.check()?;
     let reconnect = || stamp::admin(way.driver, &Context::default(), &[name]);

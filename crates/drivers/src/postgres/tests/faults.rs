@@ -1,7 +1,7 @@
 //! What goes wrong on the way back, and what is left then: nothing, or what is said.
 
 use super::super::swap::{Swap, Swapped, swap_all};
-use super::way_back::{Names, count, every_feature, open, rig_of, small, the_stamp, there};
+use super::way_back::{Names, count, every_feature, open, restore_as, rig_of, small, the_stamp, there};
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use stillpoint_core::driver::RestoreRequest;
@@ -46,7 +46,7 @@ fn a_connection_that_is_lost_in_any_phase_leaves_nothing_behind() {
     let whole = begun.elapsed().as_millis() as u64;
     let mut failures = 0;
     for step in 0..12 {
-        drop_database(rig, &names.name("copy"));
+        rig.drop_database(&names.name("copy")).unwrap();
         let (done, ended) = while_sessions_die(rig, &names, whole * step / 12, || {
             trial::restore(&target, &tree, RestoreMode::Fresh, None)
         });
@@ -65,23 +65,6 @@ fn a_connection_that_is_lost_in_any_phase_leaves_nothing_behind() {
     assert!(failures > 3, "only {failures} of 12 were hit");
 }
 
-/// Removes a database with its subscriptions.
-fn drop_database(rig: &Rig, name: &str) {
-    let mut admin = rig.session("postgres");
-    let known = format!("SELECT 1 FROM pg_database WHERE datname = '{name}'");
-    if admin.query(&known).unwrap().is_empty() {
-        return;
-    }
-    let mut session = rig.session(name);
-    let list = "SELECT subname FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    for row in session.query(list).unwrap() {
-        session.execute(&format!("ALTER SUBSCRIPTION {} SET (slot_name = NONE)", row.text(0).unwrap())).unwrap();
-        session.execute(&format!("DROP SUBSCRIPTION {}", row.text(0).unwrap())).unwrap();
-    }
-    drop(session);
-    admin.execute(&format!("DROP DATABASE {name} WITH (FORCE)")).unwrap();
-}
-
 #[test]
 fn a_restore_that_was_killed_is_tried_again() {
     for rig in rigs() {
@@ -96,7 +79,8 @@ fn a_restore_that_was_killed_is_tried_again() {
         rig.session("postgres").execute(&format!("CREATE DATABASE {}", names.name("copy"))).unwrap();
         let target = open(&rig, &names.name("copy"), json!({}), &scratch);
         assert_eq!(run(target.occupied(&Context::default())).unwrap(), None);
-        let restored = trial::restore(&target, &tree, RestoreMode::Fresh, None).unwrap();
+        // Each try has a name of its own.
+        let restored = restore_as(&target, &tree, ("r1-3", RestoreMode::InPlace), None).unwrap();
         assert_eq!(restored.kept_old, Vec::<String>::new());
         assert_eq!(there(&rig, &names), ["app", "copy"]);
         assert_eq!(trial::differences(&target, &tree), Vec::<String>::new());
@@ -113,10 +97,52 @@ fn a_database_that_a_killed_restore_closed_is_opened_by_the_next_try() {
         let (tree, _) = trial::back_up(&target, None);
         small(&rig, &names, "app__stillpoint_r1");
         rig.session("postgres").execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).unwrap();
-        let restored = trial::restore(&target, &tree, RestoreMode::InPlace, None).unwrap();
+        let restored = restore_as(&target, &tree, ("r1-2", RestoreMode::InPlace), None).unwrap();
         assert_eq!(restored.kept_old.len(), 1);
-        for name in [name.clone(), format!("{name}__before_r1")] {
+        for name in [name.clone(), format!("{name}__before_r1-2")] {
             assert_eq!(count(&rig, &name, "SELECT count(*) FROM people"), 20000, "{name} is open");
+        }
+    }
+}
+
+#[test]
+fn a_restore_that_was_killed_right_after_its_swap_is_found_in_place() {
+    for rig in rigs() {
+        let names = Names::new(&[&rig]);
+        let scratch = tempfile::tempdir().unwrap();
+        let name = small(&rig, &names, "app");
+        let target = open(&rig, &name, json!({}), &scratch);
+        let (tree, _) = trial::back_up(&target, None);
+        rig.user(&name).execute("DELETE FROM people WHERE id > 5").unwrap();
+        let first = trial::restore(&target, &tree, RestoreMode::InPlace, None).unwrap();
+        // The names are exchanged, and what is kept is still closed.
+        let kept = format!("{name}__before_r1");
+        rig.session("postgres").execute(&format!("ALTER DATABASE {kept} ALLOW_CONNECTIONS false")).unwrap();
+        let of_restored = "SELECT oid::text FROM pg_database WHERE datname = current_database()";
+        let restored_oid = count(&rig, &name, of_restored);
+        let again = restore_as(&target, &tree, ("r1-2", RestoreMode::InPlace), None).unwrap();
+        assert_eq!(again, first);
+        assert_eq!(there(&rig, &names), ["app", "app__before_r1"]);
+        assert_eq!(count(&rig, &name, of_restored), restored_oid, "nothing was built anew");
+        assert_eq!(count(&rig, &kept, "SELECT count(*) FROM people"), 5, "the original is open");
+        assert_eq!(trial::differences(&target, &tree), Vec::<String>::new());
+
+        // Another restore, and one after users were let in, are restores of their own.
+        let other = restore_as(&target, &tree, ("r2", RestoreMode::InPlace), None).unwrap();
+        assert_eq!(other.kept_old, [format!("database {name}__before_r2")]);
+        run(target.stamp(&Context::default(), &the_stamp())).unwrap();
+        rig.user(&name).execute("DELETE FROM people WHERE id > 7").unwrap();
+        restore_as(&target, &tree, ("r2-2", RestoreMode::InPlace), None).unwrap();
+        assert_eq!(count(&rig, &name, "SELECT count(*) FROM people"), 20000);
+        assert_eq!(count(&rig, &format!("{name}__before_r2-2"), "SELECT count(*) FROM people"), 7);
+
+        // Into a new database, whole and in part.
+        let copy = open(&rig, &names.name("copy"), json!({}), &scratch);
+        for part in [None, Some(format!("databases/{name}/data/public.people"))] {
+            let restore = |try_of: &str, mode| restore_as(&copy, &tree, (try_of, mode), part.as_deref());
+            let first = restore("r3", RestoreMode::Fresh).unwrap();
+            assert_eq!(restore("r3-2", RestoreMode::InPlace).unwrap(), first, "{part:?}");
+            rig.drop_database(&names.name("copy")).unwrap();
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use stillpoint_core::driver::{RestoreRequest, Restored};
 use stillpoint_core::position::Stamp;
 
 use super::*;
@@ -39,17 +40,8 @@ impl Drop for Names<'_> {
             let list =
                 format!("SELECT datname FROM pg_database WHERE datname {own} OR datname LIKE '\"{}%'", self.begin);
             for name in names(&mut admin, &list) {
-                drop(admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(&name))));
-                let mut session = rig.session(&name);
-                let list = "SELECT subname FROM pg_subscription WHERE subdbid = \
-                            (SELECT oid FROM pg_database WHERE datname = current_database())";
-                for name in names(&mut session, list) {
-                    let name = identifier(&name);
-                    drop(session.execute(&format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)")));
-                    drop(session.execute(&format!("DROP SUBSCRIPTION {name}")));
-                }
-                drop(session);
-                drop(admin.execute(&format!("DROP DATABASE {} WITH (FORCE)", identifier(&name))));
+                // Nothing can be done about one that stays.
+                drop(rig.drop_database(&name));
             }
             for name in names(&mut admin, &format!("SELECT rolname FROM pg_roles WHERE rolname {own}")) {
                 drop(admin.execute(&format!("DROP ROLE {}", identifier(&name))));
@@ -70,6 +62,25 @@ impl Rig {
         command
     }
 
+    /// Removes a database with its subscriptions, if it is there.
+    pub(super) fn drop_database(&self, name: &str) -> stillpoint_core::Result<()> {
+        let mut admin = self.session("postgres");
+        if admin.query(&format!("SELECT 1 FROM pg_database WHERE datname = {}", literal(name)))?.is_empty() {
+            return Ok(());
+        }
+        admin.execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", identifier(name)))?;
+        let mut session = Session::connect(&endpoint(&self.url), name, &Context::default())?;
+        let list = "SELECT subname FROM pg_subscription WHERE subdbid = \
+                    (SELECT oid FROM pg_database WHERE datname = current_database())";
+        for row in session.query(list)? {
+            let name = identifier(row.text(0)?);
+            session.execute(&format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)"))?;
+            session.execute(&format!("DROP SUBSCRIPTION {name}"))?;
+        }
+        drop(session);
+        admin.execute(&format!("DROP DATABASE {} WITH (FORCE)", identifier(name)))
+    }
+
     /// A session as a user has it, with the schema that everybody has.
     pub(super) fn user(&self, database: &str) -> Session {
         let mut session = self.session(database);
@@ -85,7 +96,7 @@ impl Rig {
     }
 
     /// Runs a script through psql.
-    fn psql(&self, database: &str, script: &str) {
+    pub(super) fn psql(&self, database: &str, script: &str) {
         let mut command = self.command("psql");
         command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", database]).stdin(Stdio::piped());
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -311,9 +322,48 @@ fn in_place_keeps_the_old_database_and_ends_its_sessions() {
         assert_eq!(there(&rig, &names), ["app", "app__before_r1"]);
         assert_eq!(count(&rig, &kept, "SELECT count(*) FROM people"), 5);
         assert_eq!(trial::differences(&driver, &tree), Vec::<String>::new());
+        run(driver.stamp(&Context::default(), &the_stamp())).unwrap();
         let again = trial::restore(&driver, &tree, RestoreMode::InPlace, None).unwrap_err();
         assert_eq!(again.kind(), Kind::AlreadyExists);
         assert!(again.to_string().contains("__before_r1"), "{again}");
+    }
+}
+
+/// Restores as the try `restore` of a restore.
+pub(super) fn restore_as(
+    driver: &Arc<dyn Driver>,
+    tree: &MemoryTree,
+    (restore, mode): (&str, RestoreMode),
+    part: Option<&str>,
+) -> stillpoint_core::Result<Restored> {
+    let part = part.map(|part| TreePath::parse(part).unwrap());
+    run(driver.restore(&Context::default(), tree, &RestoreRequest { mode, part, restore: restore.to_owned() }))
+}
+
+#[test]
+fn queries_of_references_ask_the_copy_under_its_new_name() {
+    for rig in rigs() {
+        let names = Names::new(&[&rig]);
+        let scratch = tempfile::tempdir().unwrap();
+        let (name, copy) = (small(&rig, &names, "app"), names.name("copy"));
+        let (tree, _) = trial::back_up(&open(&rig, &name, json!({}), &scratch), None);
+        let query = EdgeQuery::From("SELECT name FROM teams".to_owned());
+        for more in [
+            json!({ "rename": { &name: copy } }),
+            json!({ "rename": { &name: copy }, "databases": [name, "other"], "queryDatabase": name }),
+            json!({ "databases": [copy], "queryDatabase": name }),
+        ] {
+            let target = open(&rig, &name, more.clone(), &scratch);
+            rig.drop_database(&copy).unwrap();
+            trial::restore(&target, &tree, RestoreMode::Fresh, None).unwrap();
+            rig.user(&copy).execute("DELETE FROM people; DELETE FROM teams WHERE id > 1").unwrap();
+            let found = trial::edges(&target, None, &query).unwrap();
+            assert_eq!(found.len(), 1, "{more}: the source has 20");
+        }
+        let pinned = open(&rig, &name, json!({ "rename": { &name: copy } }), &scratch);
+        let pin = trial::pin(&pinned, 1);
+        assert_eq!(trial::edges(&pinned, Some(&pin), &query).unwrap().len(), 20, "a pin is the source's");
+        run(pinned.release(&Context::default(), &[])).unwrap();
     }
 }
 
