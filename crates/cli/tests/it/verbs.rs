@@ -254,6 +254,7 @@ fn the_policy_of_a_bucket_is_printed_ready_to_paste() {
     assert_eq!(policy["Version"], "2012-10-17");
     assert!(printed.out.contains("arn:aws:s3:::models/production/*") && printed.out.contains("arn:aws:s3:::copies"));
     assert!(world.run(&["driver", "policy", "objects"]).out.contains("s3:GetObjectVersion"));
+    assert!(world.run(&["driver", "policy", "redis"]).out.contains("ACL SETUSER backup on ><password> +psync"));
     let other = world.run(&["driver", "policy", "objects", "--store", "meta"]);
     assert!(other.code != 0 && other.err.contains("stillpoint driver policy sqlite --store meta"), "{other:?}");
     let none = world.run(&["driver", "policy", "sqlite", "--store", "meta"]);
