@@ -33,6 +33,9 @@ pub struct OpenRequest<'a> {
     /// A private folder that the driver may fill; removed by the engine after the run. On the
     /// same machine as the engine, not necessarily on the store's file system.
     pub scratch: PathBuf,
+    /// A folder on the same machine that stays: for what a restore replaces and cannot keep beside it.
+    /// Shared by all stores, and not created yet.
+    pub kept: PathBuf,
     /// Resolves a secret reference. The result must never reach arguments, logs or the tree.
     pub secrets: &'a (dyn Fn(&Secret) -> Result<String> + Send + Sync),
 }

@@ -22,6 +22,7 @@ pub(crate) fn request<T>(settings: Value, scratch: &Path, with: impl FnOnce(&Ope
         store: &StoreName::new("trial").unwrap(),
         settings: &serde_json::from_value(settings).unwrap(),
         scratch: scratch.to_owned(),
+        kept: scratch.join("kept"),
         secrets: &|secret| Ok(secret.0.clone()),
     })
 }

@@ -184,7 +184,8 @@ pub fn driver_with(
     limit_connections(&mut settings, registration, config.platform.limits.connections);
     let secrets = config.secrets.clone();
     let resolve = move |secret: &Secret| secrets.resolve(secret);
-    let request = OpenRequest { store, settings: &settings, scratch: scratch.to_owned(), secrets: &resolve };
+    let (scratch, kept) = (scratch.to_owned(), kept_folder());
+    let request = OpenRequest { store, settings: &settings, scratch, kept, secrets: &resolve };
     (registration.open)(&request).map_err(|error| error.store(store.as_str()))
 }
 
@@ -214,6 +215,11 @@ pub fn state_folder() -> PathBuf {
         Some(home) => home.join(".local/state/stillpoint"),
         None => PathBuf::from(STATE_FOLDER_OF_SYSTEM),
     }
+}
+
+/// Where drivers keep on this machine what a restore replaces.
+pub(crate) fn kept_folder() -> PathBuf {
+    state_folder().join("kept")
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ pub fn run(root: &Path, args: &BenchArgs) -> Result<Vec<Row>, String> {
     std::fs::create_dir_all(&args.dir).map_err(|error| error.to_string())?;
     let mut bench = Bench { root, args, tools, figures: Figures::new() };
     let outcome = bench.all_cases();
-    std::fs::remove_dir_all(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
+    remove(&args.dir)?;
     outcome?;
     Ok(bench.rows())
 }

@@ -51,6 +51,25 @@ pub fn run(command: &mut Command) -> Result<Run, String> {
     Ok(Run { seconds, peak_mb: peak_kib as f64 * 1024.0 / 1e6 })
 }
 
+/// What runs took, by case and tool.
+#[derive(Debug, Default)]
+pub struct Runs(Vec<(&'static str, &'static str, Run)>);
+
+impl Runs {
+    /// Prints and keeps one run.
+    pub fn note(&mut self, case: &'static str, tool: &'static str, run: Run) {
+        println!("  {case:<20} {tool:<20} {:>9.3} s {:>9.1} MB", run.seconds, run.peak_mb);
+        self.0.push((case, tool, run));
+    }
+
+    /// The median of a figure over all runs of this case with this tool; `None` if there was none.
+    pub fn middle(&self, case: &str, tool: &str, figure: fn(&Run) -> f64) -> Option<f64> {
+        let of_both = self.0.iter().filter(|(c, t, _)| *c == case && *t == tool);
+        let values: Vec<f64> = of_both.map(|(_, _, run)| figure(run)).collect();
+        (!values.is_empty()).then(|| median(&values))
+    }
+}
+
 /// The middle value; the mean of the two middle ones for an even count. 0 for none.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
@@ -70,6 +89,16 @@ mod tests {
     fn median_takes_the_middle() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn medians_are_of_one_case_and_one_tool() {
+        let mut runs = Runs::default();
+        for (case, tool, seconds) in [("a", "x", 1.0), ("a", "x", 3.0), ("a", "y", 9.0), ("b", "x", 7.0)] {
+            runs.note(case, tool, Run { seconds, peak_mb: 1.0 });
+        }
+        assert_eq!(runs.middle("a", "x", |run| run.seconds), Some(2.0));
+        assert_eq!(runs.middle("b", "y", |run| run.seconds), None);
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub fn run(root: &Path, args: &BenchArgs) -> Result<Vec<Row>, String> {
     let outcome = bench.all();
     let rows = bench.rows();
     drop(bench);
-    std::fs::remove_dir_all(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
+    super::files::remove(&args.dir)?;
     outcome?;
     Ok(rows)
 }

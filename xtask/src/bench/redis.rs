@@ -11,7 +11,7 @@ use std::process::Command;
 use stillpoint_testkit::servers::Redis;
 
 use super::BenchArgs;
-use super::measure::{Run, median, run as measure};
+use super::measure::{Runs, run as measure};
 use super::table::Row;
 use crate::rig::{self, Rig};
 
@@ -30,7 +30,7 @@ struct Bench {
     folder: PathBuf,
     source: Redis,
     target: Redis,
-    runs: Vec<(&'static str, &'static str, Run)>,
+    runs: Runs,
 }
 
 /// Fills a server, runs all rounds, and returns the rows.
@@ -40,7 +40,7 @@ pub fn run(root: &Path, args: &BenchArgs) -> Result<Vec<Row>, String> {
     let rig = Rig::load(root, "redis")?;
     rig::obtain(&rig, false)?;
     let outcome = rounds(&rig::program(&rig)?, ours, args);
-    std::fs::remove_dir_all(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
+    super::files::remove(&args.dir)?;
     Ok(outcome?.rows())
 }
 
@@ -50,7 +50,7 @@ fn rounds(program: &Path, ours: PathBuf, args: &BenchArgs) -> Result<Bench, Stri
         Redis::over(program, folder, &AT_ONCE).map_err(|error| error.to_string())
     };
     let (source, target) = (start("source")?, start("target")?);
-    let mut bench = Bench { ours, folder: args.dir.clone(), source, target, runs: Vec::new() };
+    let mut bench = Bench { ours, folder: args.dir.clone(), source, target, runs: Runs::default() };
     write_commands(&bench.commands(), (BYTES * args.scale) as u64).map_err(|error| error.to_string())?;
     measure(&mut bench.load(&bench.source))?;
     for round in 0..args.rounds {
@@ -91,7 +91,7 @@ impl Bench {
         for name in ["ours", "state"] {
             let path = self.folder.join(name);
             if path.exists() {
-                std::fs::remove_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                super::files::remove(&path)?;
             }
         }
         self.write_platform()?;
@@ -99,31 +99,31 @@ impl Bench {
         for turn in 0..2 {
             if (turn + round).is_multiple_of(2) {
                 let run = measure(&mut self.stillpoint(&["backup"]))?;
-                self.note("backup", "stillpoint", run);
+                self.runs.note("backup", "stillpoint", run);
             } else {
                 let image = self.folder.join("client.rdb");
                 let run = measure(self.client(&self.source, &["--rdb"]).arg(&image))?;
-                self.note("backup", "redis-cli --rdb", run);
+                self.runs.note("backup", "redis-cli --rdb", run);
                 std::fs::remove_file(&image).map_err(|error| error.to_string())?;
             }
         }
         let run = measure(&mut self.stillpoint(&["backup"]))?;
-        self.note("no change", "stillpoint", run);
+        self.runs.note("no change", "stillpoint", run);
         for turn in 0..2 {
             self.empty_target()?;
             if (turn + round).is_multiple_of(2) {
                 let restore = ["restore", "latest", "--into", "copy", "--yes", "--no-compare"];
                 let run = measure(&mut self.stillpoint(&restore))?;
-                self.note("restore", "stillpoint", run);
+                self.runs.note("restore", "stillpoint", run);
             } else {
                 let run = measure(&mut self.load(&self.target))?;
-                self.note("restore", "redis-cli --pipe", run);
+                self.runs.note("restore", "redis-cli --pipe", run);
             }
             self.same_digest()?;
         }
         self.empty_target()?;
         let run = measure(&mut self.stillpoint(&["restore", "latest", "--into", "copy", "--yes"]))?;
-        self.note("restore, compared", "stillpoint", run);
+        self.runs.note("restore, compared", "stillpoint", run);
         Ok(())
     }
 
@@ -144,20 +144,9 @@ impl Bench {
         }
     }
 
-    fn note(&mut self, case: &'static str, tool: &'static str, run: Run) {
-        println!("  {case:<20} {tool:<20} {:>9.3} s {:>9.1} MB", run.seconds, run.peak_mb);
-        self.runs.push((case, tool, run));
-    }
-
-    fn middle(&self, case: &str, tool: &str, figure: fn(&Run) -> f64) -> Option<f64> {
-        let values: Vec<f64> =
-            self.runs.iter().filter(|(c, t, _)| *c == case && *t == tool).map(|(_, _, run)| figure(run)).collect();
-        (!values.is_empty()).then(|| median(&values))
-    }
-
     fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        let seconds = |case, tool| self.middle(case, tool, |run| run.seconds);
+        let seconds = |case, tool| self.runs.middle(case, tool, |run| run.seconds);
         let peers = [
             ("backup", "redis-cli --rdb", Some(BACKUP_MAX)),
             ("no change", "redis-cli --rdb", None),
@@ -173,7 +162,7 @@ impl Bench {
             if let (Some(ours), Some(theirs)) = (seconds(case, "stillpoint"), seconds(theirs, peer)) {
                 rows.push(Row::against(&format!("redis {case}"), "seconds", ours, (peer, theirs), goal));
             }
-            if let Some(peak) = self.middle(case, "stillpoint", |run| run.peak_mb) {
+            if let Some(peak) = self.runs.middle(case, "stillpoint", |run| run.peak_mb) {
                 rows.push(Row::alone(&format!("redis {case}"), "peak_mb", peak, Some(PEAK_MB)));
             }
         }

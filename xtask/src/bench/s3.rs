@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::BenchArgs;
-use super::measure::{Run, median, run as measure};
+use super::measure::{Runs, run as measure};
 use super::server::S3Server;
 use super::table::Row;
 use super::tools::Server;
@@ -33,7 +33,7 @@ struct Bench {
     folder: PathBuf,
     server: Server,
     has_restic: bool,
-    runs: Vec<(&'static str, &'static str, Run)>,
+    runs: Runs,
 }
 
 /// Fills a bucket, runs all rounds, and returns the rows.
@@ -43,14 +43,14 @@ pub fn run(root: &Path, args: &BenchArgs) -> Result<Vec<Row>, String> {
     let server = S3Server::start(root, &args.dir.join("s3"))?;
     let outcome = rounds(&server, ours, args);
     server.stop()?;
-    std::fs::remove_dir_all(&args.dir).map_err(|error| format!("{}: {error}", args.dir.display()))?;
+    super::files::remove(&args.dir)?;
     Ok(outcome?.rows())
 }
 
 fn rounds(server: &S3Server, ours: PathBuf, args: &BenchArgs) -> Result<Bench, String> {
     let has_restic = Command::new("restic").arg("version").output().is_ok();
     let bucket = server.bucket("source")?;
-    let mut bench = Bench { ours, folder: args.dir.clone(), server: bucket, has_restic, runs: Vec::new() };
+    let mut bench = Bench { ours, folder: args.dir.clone(), server: bucket, has_restic, runs: Runs::default() };
     if bench.rclone(&["version"]).output().is_err() {
         return Err("the bench fills its bucket with rclone, which is not on PATH".to_owned());
     }
@@ -127,7 +127,7 @@ impl Bench {
         for name in ["synced", "restic", "ours", "state"] {
             let path = self.folder.join(name);
             if path.exists() {
-                std::fs::remove_dir_all(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                super::files::remove(&path)?;
             }
         }
         self.write_platform()?;
@@ -147,7 +147,7 @@ impl Bench {
         for turn in 0..2 {
             if (turn + round).is_multiple_of(2) {
                 let run = measure(&mut self.stillpoint(&["backup"]))?;
-                self.note(case, "stillpoint", run);
+                self.runs.note(case, "stillpoint", run);
             } else {
                 let synced = self.folder.join("synced");
                 let mut sync =
@@ -155,30 +155,19 @@ impl Bench {
                 // rclone's own advice for S3: otherwise it asks for the time of every object in a request of its own.
                 sync.args(["--update", "--use-server-modtime"]);
                 let run = measure(sync.arg("--quiet").arg("rig:source").arg(&synced))?;
-                self.note(case, "rclone sync", run);
+                self.runs.note(case, "rclone sync", run);
                 if self.has_restic {
                     let run = measure(self.restic(&["backup", "--quiet"]).arg(&synced))?;
-                    self.note(case, "restic of the copy", run);
+                    self.runs.note(case, "restic of the copy", run);
                 }
             }
         }
         Ok(())
     }
 
-    fn note(&mut self, case: &'static str, tool: &'static str, run: Run) {
-        println!("  {case:<16} {tool:<20} {:>9.3} s {:>9.1} MB", run.seconds, run.peak_mb);
-        self.runs.push((case, tool, run));
-    }
-
-    fn middle(&self, case: &str, tool: &str, figure: fn(&Run) -> f64) -> Option<f64> {
-        let values: Vec<f64> =
-            self.runs.iter().filter(|(c, t, _)| *c == case && *t == tool).map(|(_, _, run)| figure(run)).collect();
-        (!values.is_empty()).then(|| median(&values))
-    }
-
     fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        let seconds = |case, tool| self.middle(case, tool, |run| run.seconds);
+        let seconds = |case, tool| self.runs.middle(case, tool, |run| run.seconds);
         for case in ["first", "1 % changed"] {
             let name = format!("s3 {case}");
             let Some(ours) = seconds(case, "stillpoint") else { continue };
@@ -188,7 +177,7 @@ impl Bench {
                     rows.push(Row::against(&name, "seconds", ours, ("rclone sync + restic", sync + restic), Some(1.0)));
                 }
             }
-            if let Some(peak) = self.middle(case, "stillpoint", |run| run.peak_mb) {
+            if let Some(peak) = self.runs.middle(case, "stillpoint", |run| run.peak_mb) {
                 rows.push(Row::alone(&name, "peak_mb", peak, Some(PEAK_MB)));
             }
         }

@@ -69,6 +69,10 @@ const EXTRA: &[(&str, &str)] = &[
     ("redis", "replica.rs"),
     ("redis", "image.rs"),
     ("redis", "master.rs"),
+    // What a target bears while it follows us; what it was before, and how it becomes that again.
+    ("redis", "loan.rs"),
+    ("redis", "kept.rs"),
+    ("redis", "users.rs"),
     // What servers say of themselves, and which of them hold which slots.
     ("redis", "server.rs"),
     // What the server sends waits here for the repository, in memory and on disk.

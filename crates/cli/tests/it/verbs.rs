@@ -256,6 +256,7 @@ fn the_policy_of_a_bucket_is_printed_ready_to_paste() {
     assert!(world.run(&["driver", "policy", "objects"]).out.contains("s3:GetObjectVersion"));
     let grant = "GRANT CONNECT ON DATABASE \"postgres\" TO \"backup\";";
     assert!(world.run(&["driver", "policy", "postgres"]).out.contains(grant));
+    assert!(world.run(&["driver", "policy", "redis"]).out.contains("ACL SETUSER backup on ><password> +psync"));
     let other = world.run(&["driver", "policy", "objects", "--store", "meta"]);
     assert!(other.code != 0 && other.err.contains("stillpoint driver policy sqlite --store meta"), "{other:?}");
     let none = world.run(&["driver", "policy", "sqlite", "--store", "meta"]);

@@ -44,7 +44,7 @@ pub struct Settings {
     /// What a restore does with the times at which keys expire.
     #[serde(default)]
     pub ttl: Ttl,
-    /// Whether a restore brings the ACL users back, other than `default`. Default false.
+    /// Whether a restore brings the ACL users back, other than `default` and our own. Default false.
     #[serde(default)]
     pub acl: bool,
     /// The address under which the target of a restore reaches this machine. Default: the address
@@ -54,7 +54,8 @@ pub struct Settings {
     /// How a restore reaches the target.
     #[serde(default)]
     pub restore_by: RestoreBy,
-    /// Where a restore in place keeps what it replaces. Default: the system's folder for temporary files.
+    /// Where a restore in place keeps what it replaces. Default: `kept` in the folder that holds the state of
+    /// this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_old: Option<PathBuf>,
     /// How much may wait on our disk while the repository is slower than the server, in MiB; 0
@@ -132,19 +133,39 @@ pub(super) fn into_folder(settings: &crate::Settings, folder: &std::path::Path) 
     settings
 }
 
-/// The ACL rules that a store needs, ready to paste.
-pub(super) fn policy(settings: &crate::Settings) -> String {
-    let user = settings.get("user").and_then(serde_json::Value::as_str).unwrap_or("backup");
-    format!(
+/// What an attachment asks for.
+const ATTACH: &str = "+psync +replconf +ping +info";
+
+/// The ACL rules that a store of these settings needs, ready to paste; none for a folder.
+pub(super) fn policy(settings: &crate::Settings) -> Option<String> {
+    if settings.contains_key("directory") {
+        return None;
+    }
+    let text = |name: &str| settings.get(name).and_then(serde_json::Value::as_str);
+    let user = text("user").unwrap_or("backup");
+    let users = match settings.get("acl") {
+        Some(serde_json::Value::Bool(true)) => " +acl|list +acl|setuser +acl|deluser",
+        _ => "",
+    };
+    let target = match text("restoreBy") {
+        // Only we write then, and nothing but the stamp.
+        Some("master") => format!(
+            "~stillpoint:stamp +get +set +del +exists {ATTACH} +replicaof +config|get +config|set +client|list \
+             +module|list +function|list +function|flush +flushall +bgsave +command{users}"
+        ),
+        // The commands behind the image may be any.
+        _ => "~* &* +@all".to_owned(),
+    };
+    Some(format!(
         "# enough to back up, and to compare\n\
-         ACL SETUSER {user} on ><password> +psync +replconf +ping +info\n\
+         ACL SETUSER {user} on ><password> {ATTACH}\n\
          # settings, users and modules in the point; of a cluster, its nodes\n\
          ACL SETUSER {user} +config|get +acl|list +module|list +cluster|nodes\n\
-         # for comparing where commands follow the image\n\
-         ACL SETUSER {user} +command\n\
+         # to tell restored copies apart, and to compare where commands follow the image\n\
+         ACL SETUSER {user} ~stillpoint:stamp +get +command\n\
          # on the target of a restore\n\
-         ACL SETUSER {user} ~* &* +@all\n"
-    )
+         ACL SETUSER {user} on ><password> {target}\n"
+    ))
 }
 
 impl Settings {

@@ -9,7 +9,7 @@
 //! ```
 //! Of a cluster, the middle three lie below `shards/<first slot>/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Read};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -71,6 +71,12 @@ pub(super) struct ServerPart {
     pub keys: BTreeMap<u32, u64>,
     /// Libraries of functions in the image.
     pub functions: u64,
+    /// The types of modules that the image holds values or data of.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub module_types: BTreeSet<String>,
+    /// Those that have data which belongs to no key.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub module_data: BTreeSet<String>,
     /// Why the image could not be walked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_walked: Option<String>,
@@ -206,6 +212,8 @@ fn complete(context: &Context, shard: &mut Shard, part: &mut ServerPart) -> Resu
     part.image_format = image.format;
     part.keys = image.keys;
     part.functions = image.functions;
+    part.module_types = image.module_types;
+    part.module_data = image.module_data;
     part.not_walked = image.not_walked;
     context.advance(0, part.keys.values().sum());
     Ok(())
@@ -219,6 +227,14 @@ fn drained(facts: &StoreFacts, mut notes: Vec<String>) -> Drained {
         if let Some(why) = &part.not_walked {
             notes.push(format!("{}: keys were not counted: {why}", part.server.endpoint));
         }
+        if part.server.modules.is_none() && !part.module_types.is_empty() {
+            let types: Vec<&str> = part.module_types.iter().map(String::as_str).collect();
+            notes.push(format!(
+                "{} holds values of modules ({}), and does not tell which modules it has: +module|list",
+                part.server.endpoint,
+                types.join(", ")
+            ));
+        }
     }
     drained.bytes_read = drained.bytes;
     drained.notes = notes;
@@ -231,17 +247,11 @@ struct Image {
     context: Context,
 }
 
-fn unwrapped(error: std::io::Error) -> Error {
-    match error.downcast::<Error>() {
-        Ok(ours) => ours,
-        Err(error) => Error::io("cannot read what the server sent", error),
-    }
-}
-
 impl Content for Image {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         self.context.check()?;
-        let count = self.reader.read(buffer).map_err(unwrapped)?;
+        let read = self.reader.read(buffer);
+        let count = read.map_err(|error| wire::unwrapped(error, "cannot read what the server sent"))?;
         self.context.advance(count as u64, 0);
         Ok(count)
     }

@@ -19,8 +19,7 @@ use super::effects::{self, Touch, Value};
 use super::rdb::{Element, Key, Walker, damaged};
 use super::replica::{Purpose, Replica};
 use super::server;
-use super::spool::Disk;
-use super::wire::Command;
+use super::wire::{self, Command};
 use super::{Redis, is_stamp};
 use crate::phases::Visit;
 use crate::place::matches_name;
@@ -472,17 +471,12 @@ fn live(driver: &Redis, context: &Context, query: Query, visit: Visit<'_>) -> Re
     server::check_is_master(&mut control, &info)?;
     for node in server::masters(&mut control, &info)? {
         let collector = std::sync::Arc::new(Collector::new(vec![query.clone()], driver.scratch.clone()));
-        let purpose = Purpose {
-            access: &driver.access,
-            endpoint: &node.endpoint,
-            disk: Disk::new(driver.scratch.clone(), u64::MAX, 1),
-            image_only: true,
-            collector: Some(std::sync::Arc::clone(&collector)),
-        };
+        let shared = std::sync::Arc::clone(&collector);
+        let purpose = Purpose { collector: Some(shared), ..Purpose::image(driver, &node, 1) };
         let replica = Replica::attach(purpose, context)?;
         // The image itself is of no use here, but must be taken out of its queue.
         let copied = std::io::copy(&mut replica.image().reader(), &mut std::io::sink());
-        copied.map_err(|error| super::expiry::unwrapped(error, "cannot receive the image"))?;
+        copied.map_err(|error| wire::unwrapped(error, "cannot receive the image"))?;
         collector.answer(&query, u64::MAX, context, visit)?;
     }
     Ok(())

@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, Read};
 
-use stillpoint_core::error::{Error, Result};
+use stillpoint_core::error::Result;
 
 use super::config::Ttl;
 use super::rdb::{CRC, Item, Walker};
@@ -194,14 +194,6 @@ impl<R: BufRead> Read for RewrittenCommands<R> {
         let count = (&self.piece[self.at..]).read(buffer)?;
         self.at += count;
         Ok(count)
-    }
-}
-
-/// What a reader's error was before it had to become one of the system's.
-pub(super) fn unwrapped(error: std::io::Error, message: &str) -> Error {
-    match error.downcast::<Error>() {
-        Ok(ours) => ours,
-        Err(error) => Error::io(message, error),
     }
 }
 

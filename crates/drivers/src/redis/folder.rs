@@ -4,9 +4,11 @@
 //! or later reads in this order and ends up exactly at the cut. Nothing is connected to.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use stillpoint_core::driver::{Context, RestoreMode, RestoreRequest, Restored, Verification};
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::Tree;
@@ -14,8 +16,9 @@ use stillpoint_core::tree::Tree;
 use super::Redis;
 use super::config::Ttl;
 use super::drain::{IMAGE, REPLAY, ServerPart, StoreFacts, now_millis};
-use super::expiry::{Expiry, RewrittenCommands, RewrittenImage, unwrapped};
+use super::expiry::{Expiry, RewrittenCommands, RewrittenImage};
 use super::rdb::Verified;
+use super::wire::unwrapped;
 
 /// Where servers look for their append-only file.
 const PARTS: &str = "appendonlydir";
@@ -26,6 +29,17 @@ const MANIFEST_TEXT: &str =
     "file appendonly.aof.1.base.rdb seq 1 type b\nfile appendonly.aof.1.incr.aof seq 1 type i\n";
 /// The stamp of a folder.
 pub(super) const STAMP: &str = "stillpoint-stamp.json";
+
+/// Plants a stamp in the folder.
+pub(super) fn stamp(folder: &Path, text: &[u8]) -> Result<()> {
+    let message = || format!("cannot plant the stamp in {}", folder.display());
+    std::fs::create_dir_all(folder).or_io(message)?;
+    let beside = folder.join(format!(".{STAMP}"));
+    let mut file = File::create(&beside).or_io(message)?;
+    file.write_all(text).and_then(|()| file.sync_all()).or_io(message)?;
+    std::fs::rename(&beside, folder.join(STAMP)).or_io(message)?;
+    File::open(folder).and_then(|folder| folder.sync_all()).or_io(message)
+}
 
 /// What lies in the folder, the stamp left out.
 pub(super) fn occupied(folder: &Path) -> Result<Option<String>> {
@@ -95,26 +109,70 @@ pub(super) fn restore(
         write(&parts.join(MANIFEST), Box::new(MANIFEST_TEXT.as_bytes()), context)?;
         restored.items += part.keys.values().sum::<u64>();
     }
+    for part in &facts.servers {
+        sync_up_to(&place(beside.path(), part), above)?;
+    }
+    let beside = beside.keep();
     if folder.exists() {
         let kept = PathBuf::from(format!("{}.before-{}", folder.display(), request.restore));
+        exchange(&beside, folder, &kept)?;
         if occupied.is_some() {
-            std::fs::rename(folder, &kept).or_io(|| format!("cannot keep {}", folder.display()))?;
             restored.kept_old.push(kept.display().to_string());
         } else {
-            std::fs::remove_dir_all(folder).or_io(|| format!("cannot replace {}", folder.display()))?;
+            std::fs::remove_dir_all(&kept).or_io(|| format!("cannot remove the empty {}", kept.display()))?;
         }
+    } else if let Err(error) = std::fs::rename(&beside, folder) {
+        return Err(discard(&beside, Error::io(format!("cannot put {} in place", folder.display()), error)));
     }
-    let put = std::fs::rename(beside.path(), folder).or_io(|| format!("cannot put {} in place", folder.display()));
-    if let Err(error) = put {
-        if let Some(kept) = restored.kept_old.first() {
-            std::fs::rename(kept, folder).or_io(|| format!("{error}; and the old folder stays at {kept}"))?;
-        }
-        return Err(error);
-    }
-    // What was renamed has nothing left to remove.
-    drop(beside.keep());
-    File::open(above).and_then(|above| above.sync_all()).or_io(|| format!("cannot sync {}", above.display()))?;
+    sync_up_to(folder, above)?;
     Ok(restored)
+}
+
+/// Makes the names in a folder, and in all above it up to `above`, outlast a crash.
+fn sync_up_to(folder: &Path, above: &Path) -> Result<()> {
+    for folder in folder.ancestors() {
+        File::open(folder).and_then(|open| open.sync_all()).or_io(|| format!("cannot sync {}", folder.display()))?;
+        if folder == above {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Puts `new` in the place of `folder`, and that at `kept`. At once where names can be exchanged: who is
+/// killed in between leaves the old folder or the new one. After an error the old one is in its place.
+fn exchange(new: &Path, folder: &Path, kept: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io(format!("cannot put {} in place", folder.display()), error);
+    let swap = || renameat_with(CWD, new, CWD, folder, RenameFlags::EXCHANGE);
+    let (error, undone, old) = match swap() {
+        // The old folder has the name of the new one now.
+        Ok(()) => match std::fs::rename(new, kept) {
+            Ok(()) => return Ok(()),
+            Err(error) => (error, swap(), new),
+        },
+        Err(Errno::INVAL | Errno::NOSYS) => match std::fs::rename(folder, kept) {
+            Ok(()) => match std::fs::rename(new, folder) {
+                Ok(()) => return Ok(()),
+                Err(error) => (error, rustix::fs::rename(kept, folder), kept),
+            },
+            Err(error) => (error, Ok(()), folder),
+        },
+        Err(error) => (error.into(), Ok(()), folder),
+    };
+    match undone {
+        Ok(()) => Err(discard(new, failed(error))),
+        Err(errno) => Err(failed(error)
+            .context("taking it back failed too", errno)
+            .hint(format!("the old folder is {}: rename it by hand", old.display()))),
+    }
+}
+
+/// Removes what was written, and adds to the error if that fails too.
+fn discard(new: &Path, error: Error) -> Error {
+    match std::fs::remove_dir_all(new) {
+        Ok(()) => error,
+        Err(left) => error.context("what was written stays", format!("{}: {left}", new.display())),
+    }
 }
 
 fn write(path: &Path, mut reader: Box<dyn Read + '_>, context: &Context) -> Result<u64> {
@@ -128,7 +186,7 @@ fn write(path: &Path, mut reader: Box<dyn Read + '_>, context: &Context) -> Resu
         if count == 0 {
             break;
         }
-        std::io::Write::write_all(&mut file, &piece[..count]).or_io(message)?;
+        file.write_all(&piece[..count]).or_io(message)?;
         bytes += count as u64;
         context.advance(count as u64, 0);
     }
@@ -183,5 +241,30 @@ fn equal(one: &mut dyn Read, other: &mut dyn Read, context: &Context) -> Result<
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
             Err(error) => return Err(Error::io("cannot read a file", error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_cannot_be_kept_is_left_in_its_place() {
+        let home = tempfile::tempdir().unwrap();
+        let (new, folder) = (home.path().join("new"), home.path().join("data"));
+        for (path, text) in [(&new, "new"), (&folder, "old")] {
+            std::fs::create_dir(path).unwrap();
+            std::fs::write(path.join("file"), text).unwrap();
+        }
+        let read = |folder: &Path| std::fs::read_to_string(folder.join("file")).unwrap();
+        let error = exchange(&new, &folder, &home.path().join("absent/kept")).unwrap_err();
+        assert!(error.message().contains("cannot put"), "{error}");
+        assert_eq!(read(&folder), "old");
+        assert!(!new.exists());
+        std::fs::create_dir(&new).unwrap();
+        std::fs::write(new.join("file"), "new").unwrap();
+        let kept = home.path().join("kept");
+        exchange(&new, &folder, &kept).unwrap();
+        assert_eq!((read(&folder), read(&kept), new.exists()), ("new".to_owned(), "old".to_owned(), false));
     }
 }

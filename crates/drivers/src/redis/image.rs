@@ -8,7 +8,7 @@ use std::io::{BufRead, Read};
 use stillpoint_core::error::{Error, Result};
 
 use super::edges::Collector;
-use super::rdb::{Checksum, Item, Walker};
+use super::rdb::{Checksum, Item, Walker, module_type};
 use super::replica::{ImageFacts, Link};
 
 /// Bytes of the mark that ends an image of unknown length.
@@ -20,7 +20,13 @@ pub(super) fn walk(source: &mut ImageSource<'_>, facts: &mut ImageFacts, collect
     facts.format = format!("{}{}", if walker.is_valkey { "valkey " } else { "" }, walker.version);
     loop {
         match walker.next()? {
-            Item::End => return Ok(()),
+            Item::End => {
+                facts.module_types = walker.modules.iter().map(|id| module_type(*id)).collect();
+                return Ok(());
+            }
+            Item::ModuleAuxiliary(module) if walker.modules.contains(&module) => {
+                facts.module_data.insert(module_type(module));
+            }
             Item::Function(_) => facts.functions += 1,
             Item::Key(key) => {
                 if !super::is_stamp(key.database, &key.name) {

@@ -143,23 +143,13 @@ pub(super) fn restore(
     expiry: Expiry,
 ) -> Result<Written> {
     let mut written = Written::default();
-    let mut is_far = false;
+    // Only commands behind an image could make anew what expired before them.
+    let is_far = facts.servers.iter().any(|server| server.cut_offset > server.image_offset);
     for server in &facts.servers {
-        let mut one = One {
-            writers,
-            context,
-            part,
-            expiry,
-            written: &mut written,
-            flushes: Vec::new(),
-            commands: 0,
-            is_far: false,
-        };
+        let mut one = One { expiry, is_far, ..One::new(writers, context, part, &mut written) };
         one.find_flushes(source, server)?;
-        one.is_far = facts.servers.iter().any(|server| server.cut_offset > server.image_offset);
         one.image(source.open(&server.path(IMAGE)?)?)?;
         one.replay(source, server)?;
-        is_far |= one.is_far;
     }
     writers.flush()?;
     if is_far {
@@ -181,19 +171,9 @@ pub(super) fn check(
     part: Option<&Part>,
 ) -> Result<()> {
     let mut written = Written::default();
-    let expiry = Expiry::Keep;
     let mut is_there = part.is_none();
     for server in &facts.servers {
-        let mut one = One {
-            writers,
-            context,
-            part,
-            expiry,
-            written: &mut written,
-            flushes: Vec::new(),
-            commands: 0,
-            is_far: false,
-        };
+        let mut one = One::new(writers, context, part, &mut written);
         one.find_flushes(source, server)?;
         let walker = Walker::new(Verified::new(source.open(&server.path(IMAGE)?)?))?;
         is_there = is_there || one.is_in_image(walker)? || one.is_in_replay(source, server)?;
@@ -209,10 +189,7 @@ pub(super) fn put_back(
     part: Option<&Part>,
 ) -> Result<()> {
     let mut written = Written::default();
-    let expiry = Expiry::Keep;
-    let mut one =
-        One { writers, context, part, expiry, written: &mut written, flushes: Vec::new(), commands: 0, is_far: false };
-    one.image(reader)?;
+    One::new(writers, context, part, &mut written).image(reader)?;
     writers.flush()
 }
 
@@ -244,21 +221,10 @@ fn set_true_times(writers: &mut Writers, context: &Context, part: Option<&Part>)
         let databases = wire::keyspace(&writer.connection.info("keyspace")?);
         for (database, _) in databases {
             writer.connection.command(&["SELECT", &database.to_string()])?;
-            let mut cursor = b"0".to_vec();
-            loop {
-                context.check()?;
-                let answer = writer.connection.call(&[b"SCAN", &cursor, b"COUNT", b"1000"])?;
-                let [next, keys] = answer.items() else {
-                    return Err(super::rdb::damaged("SCAN answers something else"));
-                };
-                let keys = keys.items().iter().filter_map(Reply::bytes);
-                let keys: Vec<&[u8]> = keys.filter(|key| part.is_none_or(|part| part.holds(database, key))).collect();
-                near(&mut writer.connection, &keys)?;
-                cursor = next.bytes().unwrap_or(b"0").to_vec();
-                if cursor == b"0" {
-                    break;
-                }
-            }
+            scan(&mut writer.connection, context, &mut |connection, keys| {
+                let keys = keys.iter().filter(|key| part.is_none_or(|part| part.holds(database, key)));
+                near(connection, &keys.copied().collect::<Vec<_>>())
+            })?;
         }
         writer.connection.command(&["SELECT", "0"])?;
         writer.database = 0;
@@ -292,15 +258,26 @@ fn near(connection: &mut Connection, keys: &[&[u8]]) -> Result<()> {
 }
 
 fn delete_part(connection: &mut Connection, context: &Context, part: &Part, database: u32) -> Result<()> {
+    scan(connection, context, &mut |connection, keys| {
+        for key in keys.iter().filter(|key| part.holds(database, key) && !is_stamp(database, key)) {
+            connection.call(&[b"UNLINK", key])?;
+        }
+        Ok(())
+    })
+}
+
+/// What takes some of the keys of a database.
+type TakeKeys<'a> = &'a mut dyn FnMut(&mut Connection, &[&[u8]]) -> Result<()>;
+
+/// Hands out all keys of the selected database, as many at a time as the server gives.
+fn scan(connection: &mut Connection, context: &Context, take: TakeKeys<'_>) -> Result<()> {
     let mut cursor = b"0".to_vec();
     loop {
         context.check()?;
         let answer = connection.call(&[b"SCAN", &cursor, b"COUNT", b"1000"])?;
         let [next, keys] = answer.items() else { return Err(super::rdb::damaged("SCAN answers something else")) };
-        let keys = keys.items().iter().filter_map(Reply::bytes);
-        for key in keys.filter(|key| part.holds(database, key) && !is_stamp(database, key)) {
-            connection.call(&[b"UNLINK", key])?;
-        }
+        let keys: Vec<&[u8]> = keys.items().iter().filter_map(Reply::bytes).collect();
+        take(connection, &keys)?;
         cursor = next.bytes().unwrap_or(b"0").to_vec();
         if cursor == b"0" {
             return Ok(());
@@ -323,7 +300,12 @@ struct One<'a> {
     is_far: bool,
 }
 
-impl One<'_> {
+impl<'a> One<'a> {
+    /// With times of expiry as they are.
+    fn new(writers: &'a mut Writers, context: &'a Context, part: Option<&'a Part>, written: &'a mut Written) -> Self {
+        Self { writers, context, part, expiry: Expiry::Keep, written, flushes: Vec::new(), commands: 0, is_far: false }
+    }
+
     fn holds(&self, database: u32, name: &[u8]) -> bool {
         !is_stamp(database, name) && self.part.is_none_or(|part| part.holds(database, name))
     }

@@ -5,7 +5,7 @@
 //! nobody else is taken for it. Facts: `syncWithMaster` and `readSyncBulkPayload` in
 //! `src/replication.c` of Redis and Valkey.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 
-use super::client::Connection;
+use super::client::{Access, Connection};
+use super::loan::Loan;
 use super::wire::{self, Reply};
 
 /// How long the target may take to attach: it tries once a second.
@@ -49,30 +50,53 @@ pub(super) fn random_hex(letters: usize) -> String {
     text
 }
 
-/// Makes the target load `feed`, and a master again. Returns the bytes that were sent.
-///
-/// What the target held before is gone once it has received the image. On every way out it is a
-/// master again, with the password it had. `is_begun` is set before the image is announced to it.
-pub(super) fn feed(
-    control: &mut Connection,
-    advertise: Option<&str>,
-    feed: Feed<'_>,
-    context: &Context,
-    is_begun: &Cell<bool>,
-) -> Result<u64> {
-    let listener = Listener::open(control, advertise)?;
-    let mut borrowed = Borrowed::default();
-    let wants_token = borrowed.set(control, "masterauth", &listener.token)?;
-    let outcome = prepare(control, &mut borrowed, wants_token)
-        .and_then(|()| attach(control, &listener, wants_token, context))
-        .and_then(|attached| serve(control, attached, feed, is_begun));
-    // In this order: the target must not attach elsewhere with the old password.
-    let freed = free(control);
-    let restored = borrowed.put_back(control);
-    let sent = outcome?;
-    freed?;
-    restored?;
-    Ok(sent)
+/// The server that we lead.
+pub(super) struct Led<'a> {
+    /// How it is reached.
+    pub access: &'a Access,
+    /// The address under which it reaches us, if it is not the one that we have on our side.
+    pub advertise: Option<&'a str>,
+    /// Its settings that are others meanwhile; the same for every try.
+    pub loan: RefCell<Loan>,
+}
+
+impl Led<'_> {
+    /// Makes the target load `feed`, and a master again. Returns the bytes that were sent.
+    ///
+    /// What the target held before is gone once it has received the image. On every way out it is a
+    /// master again, with the settings it had; where that fails too, the error says both. `is_begun`
+    /// is set before the image is announced to it.
+    pub fn feed(
+        &self,
+        control: &mut Connection,
+        feed: Feed<'_>,
+        context: &Context,
+        is_begun: &Cell<bool>,
+    ) -> Result<u64> {
+        let listener = Listener::open(control, self.advertise)?;
+        let borrowed = self.loan.borrow_mut().borrow(control, &listener.token);
+        let outcome = borrowed.and_then(|shows_token| {
+            let attached = attach(control, &listener, shows_token, context)?;
+            serve(control, attached, feed, is_begun)
+        });
+        let cause = match outcome {
+            Ok(sent) => return self.let_go(control).map(|()| sent),
+            Err(cause) => cause,
+        };
+        // A connection on which something failed may still owe an answer.
+        let freed = Connection::open(self.access, control.endpoint()).and_then(|mut fresh| self.let_go(&mut fresh));
+        let Err(stuck) = freed else { return Err(cause) };
+        let message = format!("{}; and the target could not be made a master again: {stuck}", cause.message());
+        let error = Error::new(cause.kind(), message).status(cause.status_value());
+        Err(error.source(cause).hint("run the restore again: what it left behind is recognised"))
+    }
+
+    /// Makes the target a master again, with the settings it had. May be repeated.
+    pub fn let_go(&self, control: &mut Connection) -> Result<()> {
+        // In this order: the target must not attach elsewhere with the old password.
+        free(control)?;
+        self.loan.borrow().put_back(control)
+    }
 }
 
 /// Whether the server lets itself be led by us: no cluster, no TLS between master and replica, and
@@ -155,41 +179,11 @@ impl Listener {
     }
 }
 
-/// Settings of the target that are others while it follows us, with what they were.
-#[derive(Default)]
-struct Borrowed {
-    old: Vec<(&'static str, String)>,
-}
-
-impl Borrowed {
-    /// Changes a setting; `false` where that is not allowed or there is none.
-    fn set(&mut self, control: &mut Connection, name: &'static str, value: &str) -> Result<bool> {
-        let Some(old) = control.config(name)? else { return Ok(false) };
-        if let Reply::Error(_) = control.ask(&[b"CONFIG", b"SET", name.as_bytes(), value.as_bytes()])? {
-            return Ok(false);
-        }
-        self.old.push((name, old));
-        Ok(true)
-    }
-
-    fn put_back(self, control: &mut Connection) -> Result<()> {
-        self.old.iter().rev().try_for_each(|(name, old)| control.command(&["CONFIG", "SET", name, old]).map(drop))
-    }
-}
-
-/// An empty target need not write the image to its disk before it loads it.
-fn prepare(control: &mut Connection, borrowed: &mut Borrowed, wants_token: bool) -> Result<()> {
-    if wants_token {
-        borrowed.set(control, "masteruser", "")?;
-    }
-    borrowed.set(control, "repl-diskless-load", "on-empty-db").map(drop)
-}
-
 /// Lets the target follow us, and waits until it asks for the image.
 fn attach<'a>(
     control: &mut Connection,
     listener: &Listener,
-    wants_token: bool,
+    shows_token: bool,
     context: &'a Context,
 ) -> Result<Attached<'a>> {
     control.command(&["REPLICAOF", &listener.host, &listener.port.to_string()])?;
@@ -199,7 +193,7 @@ fn attach<'a>(
         let from = socket.peer_addr().or_io(|| "cannot tell who attached".to_owned())?.ip();
         let mut attached =
             Attached { stream: BufReader::new(socket), context, mark: random_hex(40), heard: Instant::now() };
-        let token = if wants_token { Some(listener.token.as_str()) } else { None };
+        let token = if shows_token { Some(listener.token.as_str()) } else { None };
         // Without a token, the address is all that tells the target from others.
         let is_target = token.is_some() || from == listener.target;
         match attached.handshake(token) {
@@ -246,11 +240,6 @@ struct Attached<'a> {
     /// What ends an image of unknown length: letters that no image holds by chance.
     mark: String,
     heard: Instant,
-}
-
-fn is_late(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind as E;
-    matches!(error.kind(), E::WouldBlock | E::TimedOut | E::Interrupted)
 }
 
 /// Whether the target is busy loading, and silent for that reason.
@@ -304,7 +293,7 @@ impl Attached<'_> {
                     self.heard = Instant::now();
                     return wire::read_command(&mut self.stream, 4096);
                 }
-                Err(error) if is_late(&error) => {}
+                Err(error) if wire::is_late(&error) => {}
                 Err(error) => return Err(Error::io("the connection of the target broke", error)),
             }
             if Instant::now() > until {
@@ -323,7 +312,7 @@ impl Attached<'_> {
                     data = &data[count..];
                     moved = Instant::now();
                 }
-                Err(error) if is_late(&error) => {
+                Err(error) if wire::is_late(&error) => {
                     if moved.elapsed() > SILENT_FOR {
                         let is_loading = match control.as_deref_mut() {
                             Some(control) => loads(control)?,
@@ -364,12 +353,7 @@ impl Attached<'_> {
                 Ok(0) => return Ok(sent),
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    return Err(match error.downcast::<Error>() {
-                        Ok(ours) => ours,
-                        Err(error) => Error::io("cannot read the point", error),
-                    });
-                }
+                Err(error) => return Err(wire::unwrapped(error, "cannot read the point")),
             };
             self.write(&piece[..count], Some(control))?;
             sent += count as u64;

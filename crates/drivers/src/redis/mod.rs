@@ -23,7 +23,9 @@ mod effects;
 mod expiry;
 mod folder;
 mod image;
+mod kept;
 mod keys;
+mod loan;
 mod master;
 mod packed;
 mod part;
@@ -35,6 +37,7 @@ mod spool;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod users;
 mod verify;
 mod wire;
 
@@ -44,7 +47,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sha2::{Digest, Sha256};
 use stillpoint_core::capability::{Capability, PinKind, Probe};
 use stillpoint_core::driver::EdgeQuery;
-use stillpoint_core::error::{Error, IoContext, Kind, Result};
+use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::position::{Identity, Stamp};
 
 pub use config::Settings;
@@ -66,7 +69,7 @@ pub static REGISTRATION: Registration = Registration {
     open: |request| Ok(Arc::new(Phased::new(Redis::open(request)?, &PHASES).expecting_edges(Redis::expect_edges))),
     schema: || schemars::schema_for!(Settings),
     into_folder: Some(config::into_folder),
-    policy: |settings| Ok(Some(config::policy(settings))),
+    policy: |settings| Ok(config::policy(settings)),
 };
 
 /// The phases, by the pages they stand on.
@@ -102,6 +105,8 @@ struct Redis {
     settings: Settings,
     access: client::Access,
     scratch: PathBuf,
+    /// Where a restore keeps what it replaces, unless the settings say otherwise.
+    kept: PathBuf,
     /// What references will ask, told before `prepare`.
     queries: Mutex<Vec<edges::Query>>,
     state: Mutex<cut::State>,
@@ -129,6 +134,7 @@ impl Redis {
             settings,
             access,
             scratch: request.scratch.clone(),
+            kept: request.kept.clone(),
             queries: Mutex::default(),
             state: Mutex::default(),
         })
@@ -209,8 +215,10 @@ impl Redis {
             ));
         }
         let (software, version) = server::version(&info);
+        // It is shown behind the driver's name.
+        let version = if software == "redis" { version } else { format!("{software} {version}") };
         Ok(Probe {
-            version: format!("{software} {version}"),
+            version,
             identity: self.identity_of(&mut connection, &info)?,
             capability: Capability {
                 pin: if self.settings.mode == config::Mode::Rdb { PinKind::Snapshot } else { PinKind::Log },
@@ -225,12 +233,10 @@ impl Redis {
         })
     }
 
-    /// A connection to the server, or to the master that holds the stamp's slot.
-    fn stamp_holder(&self) -> Result<client::Connection> {
-        let endpoint = self.endpoint()?;
-        let (mut connection, info) = server::open(&self.access, &endpoint)?;
-        server::check_is_master(&mut connection, &info)?;
-        let nodes = server::masters(&mut connection, &info)?;
+    /// The connection to the server, or one to the master that holds the stamp's slot.
+    fn stamp_holder(&self, mut connection: client::Connection, info: &str) -> Result<client::Connection> {
+        server::check_is_master(&mut connection, info)?;
+        let nodes = server::masters(&mut connection, info)?;
         let slot = commands::slot(STAMP_KEY.as_bytes());
         match nodes.iter().find(|node| node.holds(slot)) {
             Some(node) => client::Connection::open(&self.access, &node.endpoint),
@@ -241,23 +247,24 @@ impl Redis {
     fn stamp(&self, stamp: &Stamp) -> Result<()> {
         let text = serde_json::to_vec(stamp).map_err(|e| Error::internal("a stamp does not serialize").source(e))?;
         if let Some(folder) = &self.settings.directory {
-            let path = folder.join(folder::STAMP);
-            std::fs::create_dir_all(folder).or_io(|| format!("cannot create {}", folder.display()))?;
-            let beside = folder.join(format!(".{}", folder::STAMP));
-            std::fs::write(&beside, text).or_io(|| format!("cannot write {}", beside.display()))?;
-            return std::fs::rename(&beside, &path).or_io(|| format!("cannot write {}", path.display()));
+            return folder::stamp(folder, &text);
         }
         self.write_stamp(&text)
     }
 
     /// Sets the stamp of a server to these bytes.
     fn write_stamp(&self, text: &[u8]) -> Result<()> {
-        self.stamp_holder()?.call(&[b"SET", STAMP_KEY.as_bytes(), text]).map(drop)
+        let (connection, info) = server::open(&self.access, &self.endpoint()?)?;
+        self.stamp_holder(connection, &info)?.call(&[b"SET", STAMP_KEY.as_bytes(), text]).map(drop)
     }
 
-    /// The bytes of a server's stamp.
+    /// The bytes of a server's stamp; of one that a killed restore left behind, those of the stamp it bore.
     fn raw_stamp(&self) -> Result<Option<Vec<u8>>> {
-        match self.stamp_holder()?.call(&[b"GET", STAMP_KEY.as_bytes()])? {
+        let (mut connection, info) = server::open(&self.access, &self.endpoint()?)?;
+        if let Some(note) = loan::Note::of_follower(&mut connection, &info)? {
+            return note.stamp();
+        }
+        match self.stamp_holder(connection, &info)?.call(&[b"GET", STAMP_KEY.as_bytes()])? {
             wire::Reply::Bulk(bytes) => Ok(Some(bytes)),
             _ => Ok(None),
         }
@@ -285,6 +292,9 @@ impl Redis {
         }
         let endpoint = self.endpoint()?;
         let (mut connection, info) = server::open(&self.access, &endpoint)?;
+        if let Some(note) = loan::Note::of_follower(&mut connection, &info)? {
+            return Ok(note.occupied());
+        }
         let nodes = server::masters(&mut connection, &info)?;
         restore::occupied(self, &nodes)
     }

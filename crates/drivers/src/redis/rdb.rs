@@ -7,12 +7,13 @@
 //!
 //! The bytes are foreign. Memory is taken as bytes arrive, never as they are announced.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 
 use crc::{CRC_64_REDIS, Crc, Digest, Table};
 use stillpoint_core::error::{Error, Kind, Result};
 
-use super::packed;
+use super::{packed, wire};
 
 /// The checksum at the end of RDB files and of `DUMP` payloads.
 pub(super) static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_REDIS);
@@ -193,8 +194,20 @@ pub(super) struct Walker<R> {
     pub is_valkey: bool,
     /// The version of the format.
     pub version: u32,
+    /// The modules whose values or data were passed, by number; the first of them.
+    pub modules: BTreeSet<u64>,
     database: u32,
     captured: Option<Vec<u8>>,
+}
+
+/// How many modules are remembered: a server has few, damaged bytes may name any number.
+const MODULES_MAX: usize = 256;
+
+/// The name of a module's type: nine letters of six bits each, above ten bits of version.
+pub(super) fn module_type(id: u64) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let letter = |place: u32| LETTERS[(id >> (10 + 6 * place) & 63) as usize] as char;
+    (0..9).rev().map(letter).collect()
 }
 
 /// A length, or what stands in its place for specially encoded strings.
@@ -217,7 +230,7 @@ impl<R: Read> Walker<R> {
     fn begin(source: R, capture: bool) -> Result<Self> {
         let source = BufReader::with_capacity(256 << 10, source);
         let captured = capture.then(Vec::new);
-        let mut walker = Self { source, is_valkey: false, version: 0, database: 0, captured };
+        let mut walker = Self { source, is_valkey: false, version: 0, modules: BTreeSet::new(), database: 0, captured };
         let head: [u8; 9] = walker.array()?;
         let digits = match &head[..5] {
             b"REDIS" => &head[5..],
@@ -241,10 +254,7 @@ impl<R: Read> Walker<R> {
     }
 
     fn fill(&mut self) -> Result<&[u8]> {
-        let data = self.source.fill_buf().map_err(|error| match error.downcast::<Error>() {
-            Ok(ours) => ours,
-            Err(error) => Error::io("cannot read the RDB file", error),
-        })?;
+        let data = self.source.fill_buf().map_err(|error| wire::unwrapped(error, "cannot read the RDB file"))?;
         if data.is_empty() { Err(damaged("the RDB file ends too early")) } else { Ok(data) }
     }
 
@@ -403,7 +413,7 @@ impl<R: Read> Walker<R> {
             AUXILIARY => Ok(Item::Auxiliary(self.string()?, self.string()?)),
             FUNCTION => Ok(Item::Function(self.string()?)),
             MODULE_AUXILIARY => {
-                let module = self.length()?;
+                let module = self.module_id()?;
                 self.length()?;
                 self.length()?;
                 self.skip_module()?;
@@ -424,7 +434,7 @@ impl<R: Read> Walker<R> {
     /// Reads on to the end of the input, where a damaged one is found out.
     pub fn finish(&mut self) -> Result<()> {
         let rest = std::io::copy(&mut self.source, &mut std::io::sink());
-        match rest.map_err(|error| super::expiry::unwrapped(error, "cannot read the RDB file"))? {
+        match rest.map_err(|error| wire::unwrapped(error, "cannot read the RDB file"))? {
             0 => Ok(()),
             _ => Err(damaged("something follows the end of the RDB file")),
         }
@@ -567,8 +577,16 @@ impl<R: Read> Walker<R> {
         Ok(())
     }
 
-    fn module(&mut self, visit: &mut Option<Visit<'_>>) -> Result<()> {
+    fn module_id(&mut self) -> Result<u64> {
         let module = self.length()?;
+        if self.modules.len() < MODULES_MAX {
+            self.modules.insert(module);
+        }
+        Ok(module)
+    }
+
+    fn module(&mut self, visit: &mut Option<Visit<'_>>) -> Result<()> {
+        let module = self.module_id()?;
         let Some(visit) = visit else { return self.skip_module() };
         // A module's value has no form that is known here: its bytes are one piece.
         let outer = self.captured.replace(Vec::new());

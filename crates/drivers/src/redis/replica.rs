@@ -6,7 +6,7 @@
 //!
 //! We acknowledge offset 0 for ever: we keep nothing safe yet, and `WAIT` must not count us.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,11 +17,13 @@ use std::time::{Duration, Instant};
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, Kind, Result};
 
+use super::Redis;
 use super::client::{Access, Connection, refusal};
 use super::config::Endpoint;
 use super::edges::Collector;
 use super::image::{Form, ImageSource, StreamSource, walk};
 use super::rdb::{Checksum, damaged};
+use super::server::Node;
 use super::spool::{Disk, Queue};
 use super::wire::{self, Reply};
 
@@ -52,6 +54,10 @@ pub(super) struct ImageFacts {
     pub keys: BTreeMap<u32, u64>,
     /// Libraries of functions.
     pub functions: u64,
+    /// The types of modules that it holds values or data of.
+    pub module_types: BTreeSet<String>,
+    /// Those that have data which belongs to no key.
+    pub module_data: BTreeSet<String>,
     /// The format's version, as the file has it: `9`, `valkey 80`.
     pub format: String,
     /// Why the image could not be walked; it is whole nevertheless.
@@ -130,6 +136,14 @@ pub(super) struct Purpose<'a> {
     /// Only the image is wanted, made at once; no stream follows.
     pub image_only: bool,
     pub collector: Option<Arc<Collector>>,
+}
+
+impl<'a> Purpose<'a> {
+    /// An image alone, one of so many on the driver's disk.
+    pub fn image(driver: &'a Redis, node: &'a Node, servers: usize) -> Self {
+        let disk = Disk::new(driver.scratch.clone(), u64::MAX, servers);
+        Self { access: &driver.access, endpoint: &node.endpoint, disk, image_only: true, collector: None }
+    }
 }
 
 impl Replica {
@@ -271,7 +285,7 @@ fn begin(connection: &mut Connection, timeout: Duration, context: &Context) -> R
                 connection.set_timeout(timeout)?;
                 break connection.receive()?;
             }
-            Err(error) if is_late(&error) => {}
+            Err(error) if wire::is_late(&error) => {}
             Err(error) => return Err(Error::io("the connection broke before the image began", error)),
         }
         if heard.elapsed() > timeout || Instant::now() > until {
@@ -291,11 +305,6 @@ fn begin(connection: &mut Connection, timeout: Duration, context: &Context) -> R
     };
     let offset = offset.parse().map_err(|_| damaged("the server's offset is no number"))?;
     Ok((id.to_owned(), offset))
-}
-
-fn is_late(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind as E;
-    matches!(error.kind(), E::WouldBlock | E::TimedOut | E::Interrupted)
 }
 
 /// The receiving end.
@@ -449,7 +458,7 @@ impl Link {
             match self.connection.reader().fill_buf() {
                 Ok([]) => self.resume(wire::closed())?,
                 Ok(_) => break,
-                Err(error) if is_late(&error) => {
+                Err(error) if wire::is_late(&error) => {
                     if self.heard.elapsed() > self.access.timeout {
                         return Err(Error::new(
                             Kind::TimedOut,

@@ -2,32 +2,30 @@
 //!
 //! Decides and keeps the old; the ways themselves are `master`, `keys` and `folder`.
 
-use std::cell::Cell;
-use std::fs::File;
-use std::io::{BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::cell::{Cell, RefCell};
+use std::io::BufReader;
 
 use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored};
-use stillpoint_core::error::{Error, IoContext, Kind, Result};
+use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::tree::{self, NodeKind, Tree, check_name};
 
-use super::client::Connection;
+use super::client::{Connection, refusal};
 use super::config::RestoreBy;
 use super::drain::{self, ACL, IMAGE, REPLAY, ServerPart, StoreFacts};
-use super::expiry::{Expiry, RewrittenCommands, RewrittenImage, unwrapped};
+use super::expiry::{Expiry, RewrittenCommands, RewrittenImage};
+use super::kept::{Before, Undo};
 use super::keys::{self, Writers};
-use super::master::{self, Feed};
+use super::loan::{Loan, Note};
+use super::master::{self, Feed, Led};
 use super::part::Part;
 use super::rdb::Verified;
-use super::replica::{Purpose, Replica};
 use super::server::{self, Node};
-use super::spool::Disk;
-use super::{Redis, STAMP_KEY, wire};
+use super::{Redis, STAMP_KEY, users, wire};
 
-/// How the names of kept images begin.
-const KEPT: &str = "stillpoint-kept";
 /// The list of users is a line per user.
 const ACL_BYTES_MAX: u64 = 64 << 20;
+/// How often a server is asked whether it is through.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Writes the point, or a part of it, into the target.
 pub(super) fn restore(
@@ -39,41 +37,108 @@ pub(super) fn restore(
     context.check()?;
     check_name(request.restore.as_bytes())?;
     let facts = StoreFacts::read(source)?;
-    let endpoint = driver.endpoint()?;
-    let (mut control, info) = server::open(&driver.access, &endpoint)?;
-    server::check_is_master(&mut control, &info)?;
-    refuse_unfit(&mut control, &info, &facts)?;
-    let nodes = server::masters(&mut control, &info)?;
-    let occupied = occupied(driver, &nodes)?;
-    if let (RestoreMode::Fresh, Some(what)) = (request.mode, &occupied) {
-        return Err(Error::new(Kind::AlreadyExists, format!("{endpoint} holds {what}"))
-            .hint("restore into an empty server, or replace it with --in-place"));
-    }
+    let part = request.part.as_ref().filter(|part| !part.names().is_empty()).map(Part::parse).transpose()?;
+    let part = part.as_ref();
+    let mut target = Target::look(driver, &facts)?;
+    target.refuse(request.mode, part)?;
     let bytes = facts.servers.iter().map(|part| part.image_bytes + part.cut_offset - part.image_offset).sum();
     context.expect_bytes(bytes);
-    let part = request.part.as_ref().filter(|part| !part.names().is_empty()).map(Part::parse).transpose()?;
-    let way = way(driver, &mut control, &info, &facts, part.as_ref())?;
-    let stamp = driver.raw_stamp()?;
-    let mut kept = Vec::new();
-    if occupied.is_some() {
-        for node in &nodes {
-            kept.push(keep(driver, node, &request.restore, context)?);
-        }
-    }
-    let part = part.as_ref();
-    let job = Job { driver, context, source, facts: &facts, part, nodes: &nodes, is_touched: Cell::new(false) };
+    let way = way(driver, &mut target, &facts, part)?;
+    let (before, loan) = target.before(driver, &request.restore, part.is_none(), context)?;
+    let advertise = driver.settings.advertise.as_deref();
+    let led = Led { access: &driver.access, advertise, loan: RefCell::new(loan) };
+    let Target { mut control, nodes, follower, occupied, .. } = target;
+    // What an earlier try left half written counts as touched: after a further failure the old content comes back.
+    let is_touched = Cell::new(follower.is_some());
+    let job = Job { driver, context, source, facts: &facts, part, nodes: &nodes, led: &led, is_touched };
     let outcome = match way {
         Way::Master => job.as_master(&mut control),
-        Way::Keys => job.by_keys(occupied.is_some()),
+        Way::Keys => job.by_keys(&mut control, occupied.is_some()),
     };
     match outcome {
         Ok(mut restored) => {
-            restored.kept_old = kept.iter().map(|path| path.display().to_string()).collect();
+            restored.kept_old = before.paths();
+            restored.losses.extend(led.loan.borrow().loss());
             Ok(restored)
         }
         // What was not touched needs no undoing: that would undo what others wrote since.
         Err(error) if !job.is_touched.get() => Err(error),
-        Err(error) => Err(Undo { driver, nodes: &nodes, kept: &kept, part, stamp }.run(&way, error)),
+        Err(error) => {
+            let led = matches!(way, Way::Master).then_some(&led);
+            Err(Undo { driver, nodes: &nodes, before: &before, part, led }.run(error))
+        }
+    }
+}
+
+/// The target as it was found.
+struct Target {
+    control: Connection,
+    info: String,
+    nodes: Vec<Node>,
+    /// Its modules, if it tells.
+    modules: Option<Vec<String>>,
+    /// What it says of a restore that was killed, and that it follows still.
+    follower: Option<Note>,
+    /// What it holds; of a follower, what it held before.
+    occupied: Option<String>,
+}
+
+impl Target {
+    /// Refuses servers that could not load the point.
+    fn look(driver: &Redis, facts: &StoreFacts) -> Result<Self> {
+        let (mut control, info) = server::open(&driver.access, &driver.endpoint()?)?;
+        server::check_is_ready(&mut control, &info)?;
+        let follower = Note::of_follower(&mut control, &info)?;
+        if follower.is_none() {
+            server::check_is_master(&mut control, &info)?;
+        }
+        let modules = server::modules(&mut control)?;
+        refuse_unfit(&mut control, &info, facts, modules.as_deref())?;
+        let nodes = server::masters(&mut control, &info)?;
+        let occupied = match &follower {
+            Some(note) => note.occupied(),
+            None => occupied(driver, &nodes)?,
+        };
+        Ok(Self { control, info, nodes, modules, follower, occupied })
+    }
+
+    /// Refuses what would overwrite more than was asked for.
+    fn refuse(&self, mode: RestoreMode, part: Option<&Part>) -> Result<()> {
+        let endpoint = self.control.endpoint();
+        if let (RestoreMode::Fresh, Some(what)) = (mode, &self.occupied) {
+            return Err(Error::new(Kind::AlreadyExists, format!("{endpoint} holds {what}"))
+                .hint("restore into an empty server, or replace it with --in-place"));
+        }
+        match (&self.follower, part) {
+            (Some(note), Some(_)) => {
+                let message = format!("the restore `{}` into {endpoint} was interrupted", note.restore);
+                Err(Error::new(Kind::Conflict, message).hint("restore a whole point first: that takes it up"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps what there is, or takes up what was kept.
+    fn before(&mut self, driver: &Redis, restore: &str, is_whole: bool, context: &Context) -> Result<(Before, Loan)> {
+        let (mut before, loan) = match &self.follower {
+            Some(note) => (Before::noted(note)?, Loan::taken_up(note, restore)),
+            None => {
+                // Whoever let it go by hand may have written since: what it holds now is kept as well.
+                let forgotten = Note::read(&mut self.control)?.map(|note| Loan::taken_up(&note, restore));
+                let mut before = Before::save(driver, &self.nodes, restore, self.occupied.is_some(), context)?;
+                let mut loan = Loan::new(Note::new(restore, before.image(), before.stamp.as_deref()));
+                if let Some(forgotten) = forgotten {
+                    forgotten.put_back(&mut self.control)?;
+                    before.others.extend(forgotten.kept());
+                    loan.is_password_lost = forgotten.is_password_lost;
+                }
+                (before, loan)
+            }
+        };
+        if driver.settings.acl && is_whole {
+            before.save_users(driver, &self.nodes, restore)?;
+        }
+        Ok((before, loan))
     }
 }
 
@@ -83,16 +148,30 @@ enum Way {
     Keys,
 }
 
-fn way(driver: &Redis, control: &mut Connection, info: &str, facts: &StoreFacts, part: Option<&Part>) -> Result<Way> {
-    let refused = match (facts.servers.len(), part) {
-        (1, None) if driver.settings.is_encrypted() => {
-            // The target would come to us without encryption: TLS between servers wants keys that we lack.
-            Some("the target is reached by TLS, and would be fed in the clear".to_owned())
-        }
-        (1, None) => master::refuses(control, info)?,
-        (1, Some(_)) => Some("a part is restored key by key".to_owned()),
-        _ => Some("the point is one of a cluster".to_owned()),
-    };
+/// Why we cannot be the target's master, if so.
+fn refused(driver: &Redis, target: &mut Target, facts: &StoreFacts, part: Option<&Part>) -> Result<Option<String>> {
+    let [server] = facts.servers.as_slice() else { return Ok(Some("the point is one of a cluster".to_owned())) };
+    if part.is_some() {
+        return Ok(Some("a part is restored key by key".to_owned()));
+    }
+    if driver.settings.is_encrypted() {
+        // The target would come to us without encryption: TLS between servers wants keys that we lack.
+        return Ok(Some("the target is reached by TLS, and would be fed in the clear".to_owned()));
+    }
+    // A server that loads values of a module that it lacks ends itself; key by key it refuses them.
+    if !server.module_types.is_empty() && (server.server.modules.is_none() || target.modules.is_none()) {
+        let types: Vec<&str> = server.module_types.iter().map(String::as_str).collect();
+        return Ok(Some(format!("whether the target has the modules of {} is not known", types.join(", "))));
+    }
+    match target.follower {
+        // It obeyed once.
+        Some(_) => Ok(None),
+        None => master::refuses(&mut target.control, &target.info),
+    }
+}
+
+fn way(driver: &Redis, target: &mut Target, facts: &StoreFacts, part: Option<&Part>) -> Result<Way> {
+    let refused = refused(driver, target, facts, part)?;
     let by_keys = |why: &str| match facts.servers.iter().find_map(|server| server.not_walked.as_ref()) {
         None => Ok(Way::Keys),
         Some(unknown) => {
@@ -118,6 +197,7 @@ struct Job<'a> {
     facts: &'a StoreFacts,
     part: Option<&'a Part>,
     nodes: &'a [Node],
+    led: &'a Led<'a>,
     /// Whether the target may hold something else than before.
     is_touched: Cell<bool>,
 }
@@ -139,29 +219,34 @@ impl Job<'_> {
             let replay = RewrittenCommands::new(BufReader::new(replay), expiry);
             Feed { image: Box::new(RewrittenImage::new(image, expiry)?), image_bytes: None, replay: Box::new(replay) }
         };
-        let bytes =
-            master::feed(control, self.driver.settings.advertise.as_deref(), feed, self.context, &self.is_touched)?;
+        let bytes = self.led.feed(control, feed, self.context, &self.is_touched)?;
         wait_for_rewrite(control, self.context)?;
         control.command(&["DEL", STAMP_KEY])?;
         let losses = self.acl(control)?;
+        save(control, self.context)?;
         Ok(Restored { items: server::key_count(control)?, bytes, losses, ..Restored::default() })
     }
 
-    fn by_keys(&self, is_occupied: bool) -> Result<Restored> {
+    fn by_keys(&self, control: &mut Connection, is_occupied: bool) -> Result<Restored> {
+        let is_half_written = self.is_touched.get();
+        if is_half_written {
+            self.led.let_go(control)?;
+        }
         let mut writers = Writers::open(self.driver, self.nodes)?;
         keys::check(&mut writers, self.context, self.source, self.facts, self.part)?;
         self.is_touched.set(true);
-        if is_occupied {
+        if is_occupied || is_half_written {
             keys::clear(&mut writers, self.context, self.part)?;
         }
         let written = keys::restore(&mut writers, self.context, self.source, self.facts, self.part, self.expiry())?;
-        let mut losses = Vec::new();
+        let mut losses = self.left_out();
         let mut items = 0;
         for node in self.nodes {
             let mut control = Connection::open(&self.driver.access, &node.endpoint)?;
             items += server::key_count(&mut control)?;
             if self.part.is_none() {
                 losses.extend(self.acl(&mut control)?);
+                save(&mut control, self.context)?;
             }
         }
         let items = if self.part.is_some() { written.keys } else { items };
@@ -176,20 +261,19 @@ impl Job<'_> {
             let why = "the backup's user might not ask for it (+acl|list)".to_owned();
             return Ok(vec![Loss { what: "ACL users".to_owned(), why }]);
         }
-        let text = tree::read_small(self.source, &path, ACL_BYTES_MAX)?;
-        for line in String::from_utf8_lossy(&text).lines() {
-            let words: Vec<&str> = line.split(' ').collect();
-            let ["user", name, rules @ ..] = words.as_slice() else { continue };
-            if *name == "default" || *name == self.driver.access.user() {
-                continue;
-            }
-            // A user that is there already must not keep rules of its own.
-            control.command(&["ACL", "DELUSER", name])?;
-            let mut command = vec!["ACL", "SETUSER", name];
-            command.extend(rules);
-            control.command(&command)?;
-        }
+        let lines = tree::read_small(self.source, &path, ACL_BYTES_MAX)?;
+        users::set(control, self.driver.access.user(), &String::from_utf8_lossy(&lines))?;
         Ok(Vec::new())
+    }
+
+    /// What cannot come back key by key.
+    fn left_out(&self) -> Vec<Loss> {
+        let lost = |module: &String| Loss {
+            what: format!("data of the module type `{module}` that belongs to no key"),
+            why: "it comes back only where we are the target's master".to_owned(),
+        };
+        let servers = self.facts.servers.iter().filter(|_| self.part.is_none());
+        servers.flat_map(|server| server.module_data.iter().map(lost)).collect()
     }
 }
 
@@ -203,7 +287,7 @@ fn wait_for_rewrite(control: &mut Connection, context: &Context) -> Result<()> {
         if !is("aof_enabled") || !(is("aof_rewrite_in_progress") || is("aof_rewrite_scheduled")) {
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(LOOK);
     }
     let info = control.info("persistence")?;
     if wire::info(&info, "aof_enabled") == Some("1") && wire::info(&info, "aof_last_bgrewrite_status") != Some("ok") {
@@ -211,6 +295,37 @@ fn wait_for_rewrite(control: &mut Connection, context: &Context) -> Result<()> {
             .hint("see its log: the disk may be full"));
     }
     Ok(())
+}
+
+/// A target without an append-only file writes to its disk when enough has changed, and what it has
+/// loaded from a master is no change: until then a crash would leave nothing.
+fn save(control: &mut Connection, context: &Context) -> Result<()> {
+    let is_wanted = control.config("save")?.is_some_and(|rules| !rules.is_empty());
+    if !is_wanted || wire::info(&control.info("persistence")?, "aof_enabled") == Some("1") {
+        return Ok(());
+    }
+    loop {
+        context.check()?;
+        match control.ask(&[b"BGSAVE"])? {
+            wire::Reply::Error(text) if text.contains("progress") || text.contains("child process") => {
+                std::thread::sleep(LOOK);
+            }
+            wire::Reply::Error(text) => return Err(refusal(&[b"BGSAVE"], &text)),
+            _ => break,
+        }
+    }
+    loop {
+        context.check()?;
+        let info = control.info("persistence")?;
+        if wire::info(&info, "rdb_bgsave_in_progress") != Some("1") {
+            return match wire::info(&info, "rdb_last_bgsave_status") {
+                Some("ok") => Ok(()),
+                _ => Err(Error::new(Kind::Io, "the target could not write what it loaded to its disk")
+                    .hint("see its log: the disk may be full")),
+            };
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Bytes of the image as the tree has it.
@@ -223,17 +338,13 @@ fn size(source: &dyn Tree, part: &ServerPart) -> Result<u64> {
 }
 
 /// Refuses targets that could not load the point.
-fn refuse_unfit(control: &mut Connection, info: &str, facts: &StoreFacts) -> Result<()> {
+fn refuse_unfit(control: &mut Connection, info: &str, facts: &StoreFacts, modules: Option<&[String]>) -> Result<()> {
     let clients = control.ask(&[b"CLIENT", b"LIST"])?.text();
     if clients.lines().any(|line| line.contains(" name=sentinel-")) {
         return Err(Error::new(Kind::Conflict, format!("a Sentinel watches {}", control.endpoint()))
             .hint("it would undo the restore: SENTINEL REMOVE <name> first, and MONITOR again afterwards"));
     }
     let (software, version) = server::version(info);
-    let has = match control.ask(&[b"MODULE", b"LIST"])? {
-        wire::Reply::Array(modules) => modules.iter().filter_map(server::module).collect(),
-        _ => Vec::new(),
-    };
     let databases: Option<u32> = control.config("databases")?.and_then(|count| count.parse().ok());
     for part in &facts.servers {
         let from = &part.server;
@@ -254,15 +365,34 @@ fn refuse_unfit(control: &mut Connection, info: &str, facts: &StoreFacts) -> Res
             )
             .hint("restore into the same software, of the same version or a later one"));
         }
-        for module in &from.modules {
-            let name = module.split(' ').next().unwrap_or_default();
-            if !has.iter().any(|found: &String| found.split(' ').next() == Some(name)) {
-                return Err(Error::new(Kind::Unsupported, format!("the target lacks the module `{name}`"))
-                    .hint("load the module there first"));
-            }
-        }
+        refuse_without_modules(part, modules)?;
     }
     Ok(())
+}
+
+/// Refuses targets that are known to lack a module, or may lack one that is known to be needed.
+fn refuse_without_modules(part: &ServerPart, modules: Option<&[String]>) -> Result<()> {
+    let name = |module: &str| module.split(' ').next().unwrap_or_default().to_owned();
+    let lacks = |what: String| {
+        let error = Error::new(Kind::Unsupported, format!("the target lacks {what}"));
+        Err(error.hint("load the module there first"))
+    };
+    let needed: Vec<String> = part.server.modules.iter().flatten().map(|module| name(module)).collect();
+    let Some(modules) = modules else {
+        if needed.is_empty() {
+            return Ok(());
+        }
+        let message =
+            format!("the point needs the modules {}, and the target does not tell its own", needed.join(", "));
+        return Err(Error::new(Kind::PermissionDenied, message).hint("ACL SETUSER <user> +module|list"));
+    };
+    if let Some(missing) = needed.iter().find(|needed| !modules.iter().any(|module| name(module) == **needed)) {
+        return lacks(format!("the module `{missing}`"));
+    }
+    match part.module_types.first().filter(|_| modules.is_empty()) {
+        Some(kind) => lacks(format!("the module whose values are of the type `{kind}`")),
+        None => Ok(()),
+    }
 }
 
 /// What the target holds, the stamp left out.
@@ -281,110 +411,4 @@ pub(super) fn occupied(driver: &Redis, nodes: &[Node]) -> Result<Option<String>>
         (0, functions) => Some(format!("{functions} libraries of functions")),
         (keys, _) => Some(format!("{keys} keys")),
     })
-}
-
-/// Saves what a server holds to a file, before it is replaced.
-fn keep(driver: &Redis, node: &Node, restore: &str, context: &Context) -> Result<PathBuf> {
-    let folder = driver.settings.keep_old.clone().unwrap_or_else(std::env::temp_dir);
-    std::fs::create_dir_all(&folder).or_io(|| format!("cannot create {}", folder.display()))?;
-    let at = node.endpoint.to_string().replace([':', '[', ']'], "-");
-    let path = unused(&folder, &format!("{KEPT}-{at}-{restore}"));
-    let purpose = Purpose {
-        access: &driver.access,
-        endpoint: &node.endpoint,
-        disk: Disk::new(driver.scratch.clone(), u64::MAX, 1),
-        image_only: true,
-        collector: None,
-    };
-    let replica = Replica::attach(purpose, context)?;
-    let message = || format!("cannot keep the old content at {}", path.display());
-    // For nobody else to read; and what is there under its name is whole.
-    let mut file = tempfile::Builder::new().prefix(".stillpoint-kept-").tempfile_in(&folder).or_io(message)?;
-    let mut reader = replica.image().reader();
-    let mut piece = vec![0; 1 << 20];
-    loop {
-        context.check()?;
-        let count = reader.read(&mut piece).map_err(|error| unwrapped(error, "cannot keep the old content"))?;
-        if count == 0 {
-            break;
-        }
-        file.write_all(&piece[..count]).or_io(message)?;
-    }
-    file.as_file().sync_all().or_io(message)?;
-    file.persist_noclobber(&path).map_err(|error| Error::io(message(), error.error))?;
-    File::open(&folder).and_then(|folder| folder.sync_all()).or_io(message)?;
-    Ok(path)
-}
-
-/// A name that no file has yet: an earlier try of the same restore may have kept something.
-fn unused(folder: &Path, name: &str) -> PathBuf {
-    let numbered = |number: u32| folder.join(format!("{name}-{number}.rdb"));
-    let first = folder.join(format!("{name}.rdb"));
-    std::iter::once(first).chain((2..).map(numbered)).find(|path| !path.exists()).unwrap_or_default()
-}
-
-/// What puts the old content back after a failure, or empties a target that was empty.
-struct Undo<'a> {
-    driver: &'a Redis,
-    nodes: &'a [Node],
-    kept: &'a [PathBuf],
-    /// All that may be touched, where a part was restored.
-    part: Option<&'a Part>,
-    /// The stamp that the target bore: images are fed without it.
-    stamp: Option<Vec<u8>>,
-}
-
-impl Undo<'_> {
-    fn run(&self, way: &Way, cause: Error) -> Error {
-        let undone = match way {
-            Way::Master => {
-                self.nodes.iter().enumerate().try_for_each(|(at, node)| self.as_master(node, self.kept.get(at)))
-            }
-            Way::Keys => self.by_keys(),
-        };
-        match undone.and_then(|()| self.stamp()) {
-            Ok(()) => cause,
-            Err(error) => {
-                let kept: Vec<_> = self.kept.iter().map(|path| path.display().to_string()).collect();
-                let message = format!("{}; and the old content could not be put back: {error}", cause.message());
-                Error::new(cause.kind(), message)
-                    .source(cause)
-                    .hint(format!("the old content is kept: {}", kept.join(", ")))
-            }
-        }
-    }
-
-    /// The run may have been cancelled; the old content comes back all the same: no context is asked.
-    fn as_master(&self, node: &Node, kept: Option<&PathBuf>) -> Result<()> {
-        let (mut control, _) = server::open(&self.driver.access, &node.endpoint)?;
-        let Some(path) = kept else {
-            control.command(&["FLUSHALL", "SYNC"])?;
-            control.ask(&[b"FUNCTION", b"FLUSH", b"SYNC"])?;
-            return Ok(());
-        };
-        let file = File::open(path).or_io(|| format!("cannot read {}", path.display()))?;
-        let bytes = file.metadata().or_io(|| format!("cannot read {}", path.display()))?.len();
-        let feed = Feed { image: Box::new(file), image_bytes: Some(bytes), replay: Box::new(std::io::empty()) };
-        let advertise = self.driver.settings.advertise.as_deref();
-        master::feed(&mut control, advertise, feed, &Context::default(), &Cell::default()).map(drop)
-    }
-
-    fn by_keys(&self) -> Result<()> {
-        let context = Context::default();
-        let mut writers = Writers::open(self.driver, self.nodes)?;
-        keys::clear(&mut writers, &context, self.part)?;
-        for path in self.kept {
-            let file = File::open(path).or_io(|| format!("cannot read {}", path.display()))?;
-            keys::put_back(&mut writers, Box::new(file), &context, self.part)?;
-        }
-        Ok(())
-    }
-
-    /// A part leaves the stamp alone; all else takes it away.
-    fn stamp(&self) -> Result<()> {
-        match &self.stamp {
-            Some(stamp) if self.part.is_none() => self.driver.write_stamp(stamp),
-            _ => Ok(()),
-        }
-    }
 }

@@ -10,6 +10,7 @@ use stillpoint_core::error::{Error, Kind, Result};
 
 use super::client::{Access, Connection};
 use super::config::Endpoint;
+use super::loan::Note;
 use super::wire::{self, Reply};
 
 /// The oldest version whose replication is known here.
@@ -66,8 +67,9 @@ pub(super) struct ServerFacts {
     pub slots: Vec<Slots>,
     /// How many databases it has.
     pub databases: u32,
-    /// The modules that a target must have as well.
-    pub modules: Vec<String>,
+    /// The modules that a target must have as well; `None` where we might not ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modules: Option<Vec<String>>,
     /// Its memory in use, in bytes.
     pub used_memory: u64,
 }
@@ -89,8 +91,8 @@ pub(super) fn version(info: &str) -> (String, String) {
     }
 }
 
-/// Refuses what cannot be the store itself: a Sentinel, a replica, a server that loads or is too old.
-pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result<()> {
+/// Refuses what is no server that can be worked with: a Sentinel, one that loads or is too old.
+pub(super) fn check_is_ready(connection: &mut Connection, info: &str) -> Result<()> {
     // The name that Valkey has for it comes second.
     if ["redis_mode", "server_mode"].iter().any(|name| wire::info(info, name) == Some("sentinel")) {
         return Err(sentinel(connection));
@@ -104,7 +106,18 @@ pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result
     if wire::info(info, "loading") == Some("1") {
         return Err(Error::new(Kind::Unreachable, format!("{} is loading its data", connection.endpoint())).temporary());
     }
+    Ok(())
+}
+
+/// Refuses what cannot be the store itself: a replica, and what is not ready.
+pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result<()> {
+    check_is_ready(connection, info)?;
     if wire::info(info, "role") != Some("master") {
+        if let Some(note) = Note::read(connection)? {
+            let message = format!("the restore `{}` into {} was interrupted", note.restore, connection.endpoint());
+            return Err(Error::new(Kind::Conflict, message)
+                .hint("run it again: it goes on; or give it up with REPLICAOF NO ONE and CONFIG SET masterauth \"\""));
+        }
         let host = wire::info(info, "master_host").unwrap_or("?");
         let port = wire::info(info, "master_port").unwrap_or("?");
         return Err(Error::new(Kind::Conflict, format!("{} is a replica", connection.endpoint())).hint(format!(
@@ -224,10 +237,7 @@ fn parse_nodes(text: &str, our_host: &str) -> Result<Vec<Node>> {
 /// Facts and papers of one server.
 pub(super) fn facts(connection: &mut Connection, node: &Node, info: &str) -> Result<(ServerFacts, Papers)> {
     let (software, version) = version(info);
-    let modules = match connection.ask(&[b"MODULE", b"LIST"])? {
-        Reply::Array(modules) => modules.iter().filter_map(module).collect(),
-        _ => Vec::new(),
-    };
+    let modules = modules(connection)?;
     let databases = connection.config("databases")?.and_then(|count| count.parse().ok()).unwrap_or(0);
     let facts = ServerFacts {
         software,
@@ -251,7 +261,15 @@ pub(super) fn facts(connection: &mut Connection, node: &Node, info: &str) -> Res
     Ok((facts, Papers { acl, config }))
 }
 
-pub(super) fn module(facts: &Reply) -> Option<String> {
+/// The modules of a server; `None` where we may not ask.
+pub(super) fn modules(connection: &mut Connection) -> Result<Option<Vec<String>>> {
+    match connection.ask(&[b"MODULE", b"LIST"])? {
+        Reply::Array(modules) => Ok(Some(modules.iter().filter_map(module).collect())),
+        _ => Ok(None),
+    }
+}
+
+fn module(facts: &Reply) -> Option<String> {
     let facts: Vec<String> = facts.items().iter().map(Reply::text).collect();
     let fact = |name: &str| facts.iter().position(|fact| fact == name).and_then(|at| facts.get(at + 1)).cloned();
     Some(format!("{} {}", fact("name")?, fact("ver").unwrap_or_default()))

@@ -1183,6 +1183,347 @@ fn a_target_that_was_not_touched_is_not_undone() {
     }
 }
 
+/// What the next test starts and kills: it restores in place what the one server holds into the other.
+#[test]
+#[ignore = "started by what_a_killed_restore_left_is_taken_up_again, and killed"]
+fn restores_until_it_is_killed() {
+    let given = |name: &str| std::env::var(format!("STILLPOINT_TEST_{name}")).ok();
+    let (Some(from), Some(into), Some(kept)) = (given("FROM"), given("INTO"), given("KEPT")) else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |port: &str| {
+        open(json!({ "url": format!("redis://127.0.0.1:{port}"), "keepOld": kept }), scratch.path()).unwrap()
+    };
+    let (tree, _) = trial::back_up(&at(&from), None);
+    trial::restore(&at(&into), &tree, RestoreMode::InPlace, None).unwrap();
+}
+
+/// A target with old content, a stamp and a password for its master, whose restore was killed while it loaded.
+fn interrupted(program: &Path, source: &Server) -> Server {
+    // Half a millisecond a key: loading takes two seconds.
+    let slow = ["--key-load-delay", "500", "--loading-process-events-interval-bytes", "4096"];
+    let target = Server::start(program, &slow);
+    target.hands().say("SET old content");
+    target.hands().say("CONFIG SET masterauth s3cret");
+    target.hands().say("CONFIG SET masteruser app");
+    trial::run(target.open().unwrap().stamp(&Context::default(), &stamp())).unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "redis::tests::restores_until_it_is_killed", "--ignored", "--test-threads=1"])
+        .env("STILLPOINT_TEST_FROM", source.port.to_string())
+        .env("STILLPOINT_TEST_INTO", target.port.to_string())
+        .env("STILLPOINT_TEST_KEPT", target.folder.path().join("kept"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let shows = |text: &str| target.hands().say("INFO").lines().any(|line| line.trim() == text);
+    wait_until("the target loads", || shows("loading:1") || shows("async_loading:1"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // It notices only then that nobody feeds it any more.
+    wait_until("the target has loaded", || {
+        shows("loading:0") && !shows("async_loading:1") && shows("master_link_status:down")
+    });
+    assert!(shows("role:slave"));
+    target
+}
+
+#[test]
+fn what_a_killed_restore_left_is_taken_up_again() {
+    for (name, program) in programs("what_a_killed_restore_left_is_taken_up_again") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("DEBUG POPULATE 4000 key 100");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let mut image = tree.files()["dump.rdb"].clone();
+        let end = image.len() - 3;
+        image[end] ^= 0x40;
+        let damaged = tree.clone().with_file(&[b"dump.rdb"], image);
+        let is_whole = |target: &Server, note: &str| {
+            let mut seen = target.hands();
+            assert!(seen.say("INFO replication").contains("role:master"), "{note}");
+            assert_eq!(seen.say("CONFIG GET masteruser"), "masteruser app", "{note}");
+            assert_eq!(seen.say("CONFIG GET repl-diskless-load"), "repl-diskless-load disabled", "{note}");
+            assert_eq!(seen.say("CONFIG GET masterauth"), "masterauth ", "{note}");
+        };
+        for by in ["master", "keys"] {
+            let note = format!("{name} by {by}");
+            let target = interrupted(&program, &source);
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(by);
+            let driver = open(settings, target.folder.path()).unwrap();
+            let error = fails(trial::run(driver.probe(&Context::default())));
+            assert!(error.message().contains("`r1`") && error.message().contains("interrupted"), "{note}: {error}");
+            let read = trial::run(driver.read_stamp(&Context::default())).unwrap();
+            assert_eq!(read, Some(stamp()), "{note}");
+            assert!(trial::run(driver.occupied(&Context::default())).unwrap().unwrap().contains("`r1`"), "{note}");
+            let fresh = fails(trial::restore(&driver, &tree, RestoreMode::Fresh, None));
+            assert_eq!(fresh.kind(), Kind::AlreadyExists, "{note}");
+            let part = fails(trial::restore(&driver, &tree, RestoreMode::InPlace, Some("keys/key:1")));
+            assert_eq!(part.kind(), Kind::Conflict, "{note}: {part}");
+            let restored = trial::restore(&driver, &tree, RestoreMode::InPlace, None).unwrap();
+            assert_eq!(target.hands().digest(), source.hands().digest(), "{note}");
+            is_whole(&target, &note);
+            assert!(restored.losses.iter().any(|loss| loss.what.contains("masterauth")), "{note}: {restored:?}");
+            let kept = std::fs::File::open(&restored.kept_old[0]).unwrap();
+            let held = super::count_keys(kept).unwrap();
+            assert_eq!((restored.kept_old.len(), held[&0]), (1, 2), "{note}: the old content and the stamp");
+
+            // A further failure puts back what was there before the first try.
+            let target = interrupted(&program, &source);
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(by);
+            let driver = open(settings, target.folder.path()).unwrap();
+            let error = fails(trial::restore(&driver, &damaged, RestoreMode::InPlace, None));
+            assert_eq!(error.kind(), Kind::Corrupt, "{note}: {error}");
+            assert_eq!(target.hands().say("GET old"), "content", "{note}");
+            assert_eq!(target.hands().say("DBSIZE"), "2", "{note}");
+            let read = trial::run(driver.read_stamp(&Context::default())).unwrap();
+            assert_eq!(read, Some(stamp()), "{note}");
+            is_whole(&target, &note);
+        }
+
+        let target = interrupted(&program, &source);
+        target.hands().say("REPLICAOF NO ONE");
+        target.hands().say("SET written meanwhile");
+        let restored = trial::restore(&target.open().unwrap(), &tree, RestoreMode::InPlace, None).unwrap();
+        assert_eq!(restored.kept_old.len(), 2, "{name}: what was found, and what was before: {restored:?}");
+        assert_eq!(target.hands().digest(), source.hands().digest(), "{name}");
+        is_whole(&target, name);
+
+        let target = interrupted(&program, &source);
+        let other = Server::start(&program, &[]);
+        target.hands().say(&format!("REPLICAOF 127.0.0.1 {}", other.port));
+        let error = fails(trial::restore(&target.open().unwrap(), &tree, RestoreMode::InPlace, None));
+        assert_eq!((error.kind(), error.is_temporary()), (Kind::Conflict, true), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_target_is_let_go_of_though_our_connection_to_it_broke() {
+    for (name, program) in programs("a_target_is_let_go_of_though_our_connection_to_it_broke") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("DEBUG POPULATE 4000 key 100");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let slow = ["--key-load-delay", "500", "--loading-process-events-interval-bytes", "4096"];
+        let target = Server::start(&program, &slow);
+        target.hands().say("SET old content");
+        target.hands().say("CONFIG SET masterauth s3cret");
+        let driver = target.open().unwrap();
+        let error = std::thread::scope(|scope| {
+            let running = scope.spawn(|| fails(trial::restore(&driver, &tree, RestoreMode::InPlace, None)));
+            wait_until("the target loads", || {
+                let info = target.hands().say("INFO persistence");
+                info.contains("loading:1")
+            });
+            target.hands().say("CLIENT KILL TYPE normal");
+            running.join().unwrap()
+        });
+        assert_eq!(error.kind(), Kind::Unreachable, "{name}: {error}");
+        assert!(!error.message().contains("could not"), "{name}: {error}");
+        let mut seen = target.hands();
+        assert!(seen.say("INFO replication").contains("role:master"), "{name}");
+        assert_eq!(seen.say("CONFIG GET masterauth"), "masterauth s3cret", "{name}");
+        assert_eq!(seen.say("GET old"), "content", "{name}");
+        assert_eq!(seen.say("DBSIZE"), "1", "{name}");
+    }
+}
+
+#[test]
+fn values_of_modules_are_fed_to_no_server_that_may_lack_the_module() {
+    for (name, program) in programs("values_of_modules_are_fed_to_no_server_that_may_lack_the_module") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        source.hands().say("ACL SETUSER backup on >pw +psync +replconf +ping +info");
+        let mut settings = source.settings();
+        settings["user"] = json!("backup");
+        settings["password"] = json!("pw");
+        let driver = open(settings, &source.folder.path().join("scratch")).unwrap();
+        let (tree, _) = trial::back_up(&driver, None);
+        // The same point, as a server with a module would have given it.
+        let mut image = tree.files()["dump.rdb"].clone();
+        let end = image.iter().rposition(|byte| *byte == 0xff).filter(|at| *at == image.len() - 9);
+        image.truncate(end.unwrap());
+        image.extend(b"\x07\x08timeline\x81");
+        image.extend(module_id("TSDB-TYPE", 7).to_be_bytes());
+        image.extend(b"\x02\x05\x00\xff");
+        let checksum = super::rdb::CRC.checksum(&image);
+        image.extend(checksum.to_le_bytes());
+        let mut facts: Value = serde_json::from_slice(&tree.files()["store.json"]).unwrap();
+        assert!(facts["servers"][0]["server"].get("modules").is_none(), "{name}: {facts}");
+        facts["servers"][0]["image_bytes"] = json!(image.len());
+        facts["servers"][0]["module_types"] = json!(["TSDB-TYPE"]);
+        let tree = tree.with_file(&[b"dump.rdb"], image);
+        let tree = tree.with_file(&[b"store.json"], serde_json::to_vec(&facts).unwrap());
+        let mut target = Server::start(&program, &[]);
+        target.hands().say("SET old content");
+        target.hands().say("ACL SETUSER blind on >pw ~* &* +@all -module");
+        for (user, by, word) in [
+            (None, "master", "TSDB-TYPE"),
+            // Valkey has a module of its own, so that it cannot be told which types it knows.
+            (None, "auto", if name == "valkey" { "timeline" } else { "TSDB-TYPE" }),
+            (Some("blind"), "master", "not known"),
+            (Some("blind"), "auto", "timeline"),
+        ] {
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(by);
+            if let Some(user) = user {
+                settings["user"] = json!(user);
+                settings["password"] = json!("pw");
+            }
+            let driver = open(settings, target.folder.path()).unwrap();
+            let error = fails(trial::restore(&driver, &tree, RestoreMode::InPlace, None));
+            assert!(format!("{error}").contains(word), "{name} {user:?} {by}: {error}");
+            assert!(target.child.try_wait().unwrap().is_none(), "{name} {user:?} {by}: {}", target.log());
+            assert_eq!(target.hands().say("GET old"), "content", "{name} {user:?} {by}");
+        }
+    }
+}
+
+/// The number of a module's type, as servers make it of its name and version.
+fn module_id(name: &str, version: u64) -> u64 {
+    let letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    name.chars().fold(0, |id, letter| id << 6 | letters.find(letter).unwrap() as u64) << 10 | version
+}
+
+#[test]
+fn types_of_modules_are_named_as_an_image_passes() {
+    let image = [
+        &b"REDIS0011\xf7\x81"[..],
+        &module_id("scdtype00", 1).to_be_bytes(),
+        b"\x02\x01\x02\x05\x00\xfe\x00\x07\x01k\x81",
+        &module_id("ReJSON-RL", 3).to_be_bytes(),
+        b"\x05\x01x\x00\xff\0\0\0\0\0\0\0\0",
+    ]
+    .concat();
+    let mut walker = super::rdb::Walker::new(&image[..]).unwrap();
+    while let item = walker.next().unwrap()
+        && item != super::rdb::Item::End
+    {
+        if let super::rdb::Item::Key(key) = item {
+            walker.skip_value(key.kind).unwrap();
+        }
+    }
+    let types: Vec<String> = walker.modules.iter().map(|id| super::rdb::module_type(*id)).collect();
+    assert_eq!(types, ["ReJSON-RL", "scdtype00"]);
+}
+
+#[test]
+fn a_target_that_saves_to_its_disk_has_the_content_there_when_the_restore_is_done() {
+    for (name, program) in programs("a_target_that_saves_to_its_disk_has_the_content_there_when_the_restore_is_done") {
+        let source = Server::start(&program, &[]);
+        fill(&mut source.hands());
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        for by in ["master", "keys"] {
+            let mut target = Server::start(&program, &["--save", "3600 100000"]);
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(by);
+            trial::restore(&open(settings, target.folder.path()).unwrap(), &tree, RestoreMode::Fresh, None).unwrap();
+            target.child.kill().unwrap();
+            target.child.wait().unwrap();
+            let folder = std::mem::replace(&mut target.folder, tempfile::tempdir().unwrap());
+            let again = Server::start_in(&program, folder, free_port(), &[]);
+            assert_eq!(again.hands().digest(), source.hands().digest(), "{name} by {by}");
+        }
+    }
+}
+
+#[test]
+fn users_are_kept_and_come_back_after_a_failure() {
+    for (name, program) in programs("users_are_kept_and_come_back_after_a_failure") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        source.hands().say("ACL SETUSER app on >new ~app:* +get");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let lines = String::from_utf8(tree.files()["acl.txt"].clone()).unwrap();
+        let refused = format!("{lines}user fresh on ~* +get\nuser zz on ~* +nosuchcommand\n");
+        let refused = tree.clone().with_file(&[b"acl.txt"], refused.into_bytes());
+        for by in ["master", "keys"] {
+            let target = Server::start(&program, &[]);
+            target.hands().say("ACL SETUSER app on >old ~* +@all");
+            target.hands().say("ACL SETUSER theirs on >pw ~their:* (~other +get) +set");
+            // Rules that were set anew are shown with this default spelled out.
+            let users = || target.hands().say("ACL LIST").replace(" sanitize-payload", "");
+            let before = users();
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(by);
+            settings["acl"] = json!(true);
+            let driver = open(settings, target.folder.path()).unwrap();
+            let error = fails(trial::restore(&driver, &refused, RestoreMode::Fresh, None));
+            assert!(format!("{error}").contains("nosuchcommand"), "{name} by {by}: {error}");
+            assert_eq!(users(), before, "{name} by {by}");
+            assert_eq!(target.hands().say("DBSIZE"), "0", "{name} by {by}");
+            let restored = trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
+            let now = target.hands().say("ACL LIST");
+            assert!(now.contains("~app:*") && now.contains("user theirs"), "{name} by {by}: {now}");
+            let [kept] = restored.kept_old.as_slice() else { panic!("{name} by {by}: {restored:?}") };
+            assert!(std::fs::read_to_string(kept).unwrap().contains("user app on"), "{name} by {by}");
+        }
+    }
+}
+
+#[test]
+fn the_printed_policy_is_enough_for_a_point_and_for_the_way_back() {
+    for (name, program) in programs("the_printed_policy_is_enough_for_a_point_and_for_the_way_back") {
+        let source = Server::start(&program, &[]);
+        fill(&mut source.hands());
+        let target = Server::start(&program, &[]);
+        let settings = |server: &Server| {
+            let mut settings = server.settings();
+            settings["user"] = json!("backup");
+            settings["password"] = json!("pw");
+            settings["restoreBy"] = json!("master");
+            settings["acl"] = json!(true);
+            settings
+        };
+        let policy = (REGISTRATION.policy)(&serde_json::from_value(settings(&source)).unwrap()).unwrap().unwrap();
+        let policy = policy.replace("<password>", "pw");
+        let lines: Vec<&str> = policy.lines().filter(|line| !line.starts_with('#')).collect();
+        let [least, papers, stamps, restores] = lines.as_slice() else { panic!("{policy}") };
+        source.hands().say(least);
+        let opened = open(settings(&source), &source.folder.path().join("scratch")).unwrap();
+        let (bare, _) = trial::back_up(&opened, None);
+        assert!(!bare.files().contains_key("acl.txt"), "{name}");
+        source.hands().say(papers);
+        let probe = trial::run(opened.probe(&Context::default())).unwrap();
+        assert_eq!((probe.missing_privileges.len(), probe.warnings.len()), (0, 0), "{name}: {probe:?}");
+        source.hands().say("ACL SETUSER app on >pw ~app:* +get");
+        let (tree, _) = trial::back_up(&opened, None);
+        assert!(tree.files().contains_key("acl.txt") && tree.files().contains_key("config.txt"), "{name}");
+        source.hands().say(stamps);
+        assert_eq!(trial::run(opened.read_stamp(&Context::default())).unwrap(), None, "{name}");
+        assert_eq!(trial::differences(&opened, &tree), Vec::<String>::new(), "{name}");
+
+        target.hands().say(restores);
+        let into = open(settings(&target), target.folder.path()).unwrap();
+        trial::restore(&into, &tree, RestoreMode::Fresh, None).unwrap();
+        assert_eq!(target.hands().digest(), source.hands().digest(), "{name}");
+        assert!(target.hands().say("ACL LIST").contains("user app"), "{name}");
+        trial::run(into.stamp(&Context::default(), &stamp())).unwrap();
+        trial::restore(&into, &tree, RestoreMode::InPlace, None).unwrap();
+        assert_eq!(trial::differences(&into, &tree), Vec::<String>::new(), "{name}");
+        let mut image = tree.files()["dump.rdb"].clone();
+        let middle = image.len() / 2;
+        image[middle] ^= 0x40;
+        let damaged = tree.with_file(&[b"dump.rdb"], image);
+        let error = fails(trial::restore(&into, &damaged, RestoreMode::InPlace, None));
+        assert!(!error.message().contains("could not be put back"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn what_is_replaced_is_kept_in_a_place_that_stays() {
+    for (name, program) in programs("what_is_replaced_is_kept_in_a_place_that_stays") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let target = Server::start(&program, &[]);
+        target.hands().say("SET old content");
+        let home = tempfile::tempdir().unwrap();
+        let driver = open(json!({ "url": format!("redis://127.0.0.1:{}", target.port) }), home.path()).unwrap();
+        let restored = trial::restore(&driver, &tree, RestoreMode::InPlace, None).unwrap();
+        let kept = Path::new(&restored.kept_old[0]);
+        assert_eq!(kept.parent(), Some(&*home.path().join("kept")), "{name}: {restored:?}");
+    }
+}
+
 #[test]
 fn a_sentinel_is_told_from_a_server_and_its_master_is_left_alone() {
     for (name, program) in programs("a_sentinel_is_told_from_a_server_and_its_master_is_left_alone") {

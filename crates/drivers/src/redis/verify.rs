@@ -20,7 +20,6 @@ use super::drain::{IMAGE, REPLAY, ServerPart, StoreFacts, now_millis};
 use super::rdb::{Element, Item, Key, Verified, Walker};
 use super::replica::{Purpose, Replica};
 use super::server::{self, Node};
-use super::spool::Disk;
 use super::{Redis, is_stamp, wire};
 
 /// Sums that are kept: 64 Ki of 24 bytes each, for either side.
@@ -255,14 +254,7 @@ impl Compare<'_> {
     }
 
     fn attach(&self, node: &Node) -> Result<Replica> {
-        let purpose = Purpose {
-            access: &self.driver.access,
-            endpoint: &node.endpoint,
-            disk: Disk::new(self.driver.scratch.clone(), u64::MAX, self.nodes.len()),
-            image_only: true,
-            collector: None,
-        };
-        Replica::attach(purpose, self.context)
+        Replica::attach(Purpose::image(self.driver, node, self.nodes.len()), self.context)
     }
 
     /// Hands out every key of an image that is to be compared.

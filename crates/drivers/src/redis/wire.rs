@@ -83,11 +83,22 @@ fn broken(message: &str) -> Error {
     Error::new(Kind::Corrupt, message.to_owned())
 }
 
-fn from_io(error: std::io::Error) -> Error {
+/// What a reader's error was before it had to become one of the system's.
+pub(super) fn unwrapped(error: std::io::Error, message: &str) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => ours,
-        Err(error) => Error::io("cannot read from the server", error),
+        Err(error) => Error::io(message, error),
     }
+}
+
+fn from_io(error: std::io::Error) -> Error {
+    unwrapped(error, "cannot read from the server")
+}
+
+/// Whether a socket has nothing yet, or takes nothing yet.
+pub(super) fn is_late(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as E;
+    matches!(error.kind(), E::WouldBlock | E::TimedOut | E::Interrupted)
 }
 
 /// One line without its end. Fails with `Unreachable` at the end of the input.

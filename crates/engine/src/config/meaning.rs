@@ -131,6 +131,7 @@ impl Meaning {
             store: &store_name,
             settings: &settings,
             scratch: std::env::temp_dir(),
+            kept: std::env::temp_dir(),
             secrets: &|_| Ok("not resolved yet".to_owned()),
         };
         if let Err(error) = (registration.open)(&request)

@@ -149,8 +149,13 @@ fn secrets_of(
             locked(&found).insert(secret.0.clone(), value.clone());
             Ok(value)
         };
-        let request =
-            stillpoint_drivers::OpenRequest { store: name, settings: &store.settings, scratch, secrets: &recording };
+        let request = stillpoint_drivers::OpenRequest {
+            store: name,
+            settings: &store.settings,
+            kept: scratch.clone(),
+            scratch,
+            secrets: &recording,
+        };
         let _opened: Arc<dyn Driver> = (stillpoint_drivers::find(&store.driver)?.open)(&request)?;
     }
     Ok(found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))

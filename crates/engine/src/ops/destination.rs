@@ -118,6 +118,7 @@ fn open_in_folder(
     std::fs::create_dir_all(scratch).or_io(|| format!("cannot create the folder `{}`", scratch.display()))?;
     let secrets = config.secrets.clone();
     let resolve = move |secret: &stillpoint_core::platform::Secret| secrets.resolve(secret);
-    let request = OpenRequest { store, settings: &settings, scratch: scratch.to_owned(), secrets: &resolve };
+    let (scratch, kept) = (scratch.to_owned(), open::kept_folder());
+    let request = OpenRequest { store, settings: &settings, scratch, kept, secrets: &resolve };
     (registration.open)(&request).map_err(|error| error.store(store.as_str()))
 }

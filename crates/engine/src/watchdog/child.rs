@@ -284,6 +284,7 @@ fn opener(databases: BTreeMap<StoreName, Store>, secrets: BTreeMap<String, Strin
             store: name,
             settings: &store.settings,
             scratch: folder.path().to_owned(),
+            kept: folder.path().to_owned(),
             secrets: &known,
         };
         let driver = (stillpoint_drivers::find(&store.driver)?.open)(&request)?;
