@@ -3,8 +3,8 @@
 //! A bucket that keeps versions holds the view: of each key, the newest version that is not later than
 //! the cut is read, whatever is written or deleted since. Nothing holds other objects. A directory is
 //! watched, and whatever happens to a name after the cut is known by name; where it cannot be watched,
-//! and for buckets without versions, the times of the objects decide. In both cases objects are write-once by habit: new ones are left out, and what was overwritten
-//! or deleted is named as a loss.
+//! and for buckets without versions, the times of the objects decide. In both cases objects are write-once
+//! by habit: new ones are left out, and what was overwritten or deleted is named as a loss.
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, MutexGuard};
