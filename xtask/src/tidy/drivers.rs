@@ -21,6 +21,8 @@ const FILES: &[&str] = &[
 const EXTRA: &[(&str, &str)] = &[
     // Key escaping is a format of its own, property-tested apart.
     ("objects", "keys.rs"),
+    // What a cut shows where nothing holds it; judges lists and asks no store.
+    ("objects", "sieve.rs"),
     // Listings of any length, sorted on disk.
     ("objects", "spool.rs"),
     // A client of our own for S3, another for the rest: client.rs is the directory and the interface.

@@ -3,10 +3,9 @@
 //! A bucket that keeps versions holds the view: of each key, the newest version that is not later than
 //! the cut is read, whatever is written or deleted since. Nothing holds other objects. A directory is
 //! watched, and whatever happens to a name after the cut is known by name; where it cannot be watched,
-//! and for buckets without versions, the times of the objects decide. In both cases objects are write-once by habit: new ones are left out, and what was overwritten
-//! or deleted is named as a loss.
+//! and for buckets without versions, the times of the objects decide. In both cases objects are write-once
+//! by habit: new ones are left out, and what was overwritten or deleted is named as a loss.
 
-use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use stillpoint_core::driver::{Context, Hold, Loss, Pin, Validity};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::id::CutId;
 use stillpoint_core::position::Position;
-use stillpoint_core::tree::{FileTime, NodeKind, Tree, TreePath};
+use stillpoint_core::tree::{FileTime, Tree};
 
 use super::bucket::answers::Versioning;
 use super::bucket::listing::Moment;
@@ -24,19 +23,18 @@ use super::bucket::s3::S3;
 use super::client::Skipped;
 use super::config::Mode;
 use super::keys;
+use super::sieve::{Early, Late, Sieve};
 use super::spool::{Entries, Entry, Sorted, Sorter};
-use super::wire::{self, Record, STAMP_KEY};
+use super::wire::STAMP_KEY;
 use super::{Objects, Where};
-use crate::watch::{Change, Event, Options, Watch};
+use crate::watch::{Event, Options, Watch};
 
 /// A watch stays good for as long as the process lives.
 const SAFE_FOR: Duration = Duration::from_secs(3600);
 /// Names of changes that are kept between two looks; about 100 bytes each.
 const EVENTS_MAX: usize = if cfg!(test) { 20_000 } else { 200_000 };
-/// Losses that are listed one by one; the rest is counted.
-const LOSSES_MAX: usize = 1_000;
 /// Keys that are named in a note; the rest is counted.
-const DOUBTS_MAX: usize = 20;
+pub(super) const DOUBTS_MAX: usize = 20;
 
 /// What a driver value holds between calls.
 #[derive(Default)]
@@ -80,69 +78,6 @@ pub(super) struct View {
     pub notes: Vec<String>,
     /// Whether versions hold it.
     pub holds: bool,
-}
-
-/// Changes before the cut, folded: what is known to exist or not.
-#[derive(Debug, Default, Clone)]
-struct Early {
-    known: HashMap<Vec<u8>, bool>,
-    folders_gone: Vec<Vec<u8>>,
-}
-
-impl Early {
-    fn fold(&mut self, events: &[Event]) {
-        for event in events {
-            let key = event.path.as_os_str().as_bytes().to_vec();
-            let gone = matches!(event.change, Change::Removed | Change::MovedOut);
-            if !event.is_dir {
-                self.known.insert(key, !gone);
-            } else if gone {
-                self.known.iter_mut().filter(|(known, _)| is_below(known, &key)).for_each(|(_, there)| *there = false);
-                self.folders_gone.push(key);
-            }
-        }
-    }
-
-    /// Whether a key was there at the cut, given whether it was during `prepare`.
-    fn existed(&self, key: &[u8], before: bool) -> bool {
-        match self.known.get(key) {
-            Some(&known) => known,
-            None => before && !self.folders_gone.iter().any(|folder| is_below(key, folder)),
-        }
-    }
-}
-
-fn is_below(key: &[u8], folder: &[u8]) -> bool {
-    folder.is_empty() || key.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'))
-}
-
-/// Changes after the cut, by name.
-#[derive(Debug, Default)]
-struct Late {
-    first: HashMap<Vec<u8>, Change>,
-    /// Names to which more happened than a change of mode, owner or times.
-    content: HashSet<Vec<u8>>,
-    folders_gone: Vec<Vec<u8>>,
-}
-
-impl Late {
-    fn of(events: &[Event]) -> Self {
-        let mut late = Self::default();
-        for event in events {
-            let key = event.path.as_os_str().as_bytes().to_vec();
-            if event.is_dir {
-                if matches!(event.change, Change::Removed | Change::MovedOut) {
-                    late.folders_gone.push(key);
-                }
-                continue;
-            }
-            if event.change != Change::Attributes {
-                late.content.insert(key.clone());
-            }
-            late.first.entry(key).or_insert(event.change);
-        }
-        late
-    }
 }
 
 impl Objects {
@@ -258,227 +193,6 @@ fn notes(skipped: &Skipped) -> Vec<String> {
         notes.push(format!("{} files bear names of unfinished objects and were left out", skipped.unfinished));
     }
     notes
-}
-
-/// Decides for each object, and for each that is missing, what it was at the cut.
-struct Sieve<'a> {
-    at: FileTime,
-    /// Until when, after the cut, the times of new objects do not tell that they came after it.
-    doubt_until: FileTime,
-    knowledge: Option<(&'a Early, Late)>,
-    parent: Option<&'a dyn Tree>,
-    kept: Sorter,
-    losses: Vec<Loss>,
-    losses_more: u64,
-    left_out: u64,
-    /// Objects of a bucket that were replaced since `prepare`, by their time before the cut.
-    replaced: u64,
-    replaced_named: Vec<String>,
-    /// New objects of a bucket that are dated after the cut by so little that they are kept.
-    soon: u64,
-    soon_named: Vec<String>,
-    /// Keys that were there before the cut by name of a change, and that no list has shown yet.
-    unseen: HashSet<&'a [u8]>,
-}
-
-enum Verdict {
-    InView,
-    Overwritten,
-    /// New, and dated after the cut by less than clocks may differ.
-    SoonAfter,
-    LaterObject,
-}
-
-impl<'a> Sieve<'a> {
-    fn new(
-        driver: &Objects,
-        at: FileTime,
-        knowledge: Option<(&'a Early, Late)>,
-        parent: Option<&'a dyn Tree>,
-    ) -> Result<Self> {
-        let unseen = knowledge.as_ref().map_or_else(HashSet::new, |(early, _)| {
-            early.known.iter().filter(|(_, there)| **there).map(|(key, _)| key.as_slice()).collect()
-        });
-        let difference = match driver.place {
-            Where::Directory(_) => Duration::ZERO,
-            Where::Bucket(_) | Where::S3(_) => driver.settings.clock_difference()?,
-        };
-        let nanos = u64::from(at.nanos) + u64::from(difference.subsec_nanos());
-        let seconds = difference.as_secs() + nanos / 1_000_000_000;
-        let seconds = at.seconds.saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX));
-        Ok(Self {
-            at,
-            doubt_until: FileTime { seconds, nanos: (nanos % 1_000_000_000) as u32 },
-            knowledge,
-            parent,
-            kept: Sorter::new(&driver.scratch)?,
-            losses: Vec::new(),
-            losses_more: 0,
-            left_out: 0,
-            replaced: 0,
-            replaced_named: Vec::new(),
-            soon: 0,
-            soon_named: Vec::new(),
-            unseen,
-        })
-    }
-
-    fn run(mut self, now: Sorted, before: Option<&Sorted>) -> Result<View> {
-        let mut now = now.entries()?;
-        let mut before = before.map(Sorted::entries).transpose()?;
-        let mut current = now.next_entry()?;
-        let mut earlier = next_of(&mut before)?;
-        loop {
-            let order = match (&current, &earlier) {
-                (None, None) => break,
-                (Some(_), None) => std::cmp::Ordering::Less,
-                (None, Some(_)) => std::cmp::Ordering::Greater,
-                (Some((a, _)), Some((b, _))) => a.cmp(b),
-            };
-            if order.is_le() {
-                let (sort_key, payload) = current.take().expect("compared above");
-                if order.is_eq() && earlier.as_ref().is_some_and(|(_, before)| *before == payload) {
-                    // A bucket's object that nobody wrote since, whatever the service's clock shows.
-                    self.kept.push(sort_key, payload)?;
-                } else {
-                    self.present(sort_key, payload, order.is_eq())?;
-                }
-                current = now.next_entry()?;
-            }
-            if order.is_ge() {
-                let (sort_key, _) = earlier.take().expect("compared above");
-                if order.is_gt() {
-                    self.absent(&keys::unescape(&keys::split_sort_key(&sort_key))?, true);
-                }
-                earlier = next_of(&mut before)?;
-            }
-        }
-        for key in std::mem::take(&mut self.unseen) {
-            self.absent(key, false);
-        }
-        self.finish()
-    }
-
-    fn present(&mut self, sort_key: Vec<u8>, payload: Vec<u8>, before: bool) -> Result<()> {
-        let key = keys::unescape(&keys::split_sort_key(&sort_key))?;
-        self.unseen.remove(key.as_slice());
-        let record = Record::parse(&payload)?;
-        let was_listed = before;
-        let before = before || self.is_in_parent(&sort_key, &record)?;
-        match self.judge(&key, &record, before) {
-            Verdict::LaterObject => {
-                self.left_out += 1;
-                return Ok(());
-            }
-            Verdict::Overwritten => {
-                self.lose(&key, "was overwritten after the cut; the point holds the newer content");
-            }
-            // One too many harms nobody, one too few does.
-            Verdict::SoonAfter => {
-                self.soon += 1;
-                if self.soon_named.len() < DOUBTS_MAX {
-                    self.soon_named.push(format!("`{}`", keys::shown(&key)));
-                }
-            }
-            // Times are cut off to the second, and those of uploads in parts are those of their begin: the write may
-            // have come after the cut.
-            Verdict::InView if was_listed && record.file.is_none() => {
-                self.replaced += 1;
-                if self.replaced_named.len() < DOUBTS_MAX {
-                    self.replaced_named.push(format!("`{}`", keys::shown(&key)));
-                }
-            }
-            Verdict::InView => {}
-        }
-        self.kept.push(sort_key, payload)
-    }
-
-    /// Whether the parent point shows a bucket's object that was written after the cut.
-    fn is_in_parent(&self, sort_key: &[u8], record: &Record) -> Result<bool> {
-        let Some(parent) = self.parent.filter(|_| record.file.is_none() && record.changed_time() > self.at) else {
-            return Ok(false);
-        };
-        let names = keys::split_sort_key(sort_key);
-        for is_folder in [false, true] {
-            let mut path = TreePath::root().join(wire::OBJECTS)?;
-            wire::object_path(&names, is_folder).iter().try_for_each(|name| path.push(name))?;
-            if parent.get(&path)?.is_some_and(|node| node.kind != NodeKind::Dir) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn judge(&self, key: &[u8], record: &Record, before: bool) -> Verdict {
-        let Some((early, late)) = &self.knowledge else {
-            return match record.changed_time() <= self.at {
-                true => Verdict::InView,
-                false if before => Verdict::Overwritten,
-                false if record.changed_time() <= self.doubt_until => Verdict::SoonAfter,
-                false => Verdict::LaterObject,
-            };
-        };
-        let existed = match late.first.get(key) {
-            // Nobody wrote since the cut, as far as a watch can see; the time sees the rest.
-            None if record.changed_time() <= self.at || early.known.contains_key(key) => return Verdict::InView,
-            None => true,
-            Some(_) if !late.content.contains(key) && record.modified_time() <= self.at => return Verdict::InView,
-            Some(Change::Created) => false,
-            Some(Change::MovedIn) => early.existed(key, before),
-            Some(_) => true,
-        };
-        if existed { Verdict::Overwritten } else { Verdict::LaterObject }
-    }
-
-    /// An object that was there once and is not any more.
-    fn absent(&mut self, key: &[u8], before: bool) {
-        self.unseen.remove(key);
-        match &self.knowledge {
-            None => self.lose(key, "was deleted while the point was taken, shortly before the cut or after it"),
-            Some((early, late)) => {
-                let is_gone_late = late.first.contains_key(key) || late.folders_gone.iter().any(|f| is_below(key, f));
-                if early.existed(key, before) {
-                    let why = if is_gone_late { "was deleted after the cut" } else { "vanished unseen" };
-                    self.lose(key, why);
-                }
-            }
-        }
-    }
-
-    fn lose(&mut self, key: &[u8], why: &str) {
-        if self.losses.len() < LOSSES_MAX {
-            self.losses.push(Loss { what: keys::shown(key), why: why.to_owned() });
-        } else {
-            self.losses_more += 1;
-        }
-    }
-
-    fn finish(mut self) -> Result<View> {
-        if self.losses_more > 0 {
-            let what = format!("{} more objects", self.losses_more);
-            self.losses.push(Loss { what, why: "were overwritten or deleted after the cut".to_owned() });
-        }
-        let mut notes = Vec::new();
-        if self.left_out > 0 {
-            notes.push(format!("{} objects came after the cut and were left out", self.left_out));
-        }
-        if self.replaced > 0 {
-            notes.push(format!(
-                "{} objects were replaced while the point was taken, by the service's times before the cut, which do \
-                 not tell for sure: {}",
-                self.replaced,
-                self.replaced_named.join(", ")
-            ));
-        }
-        if self.soon > 0 {
-            notes.push(format!(
-                "{} new objects are dated after the cut by less than clocks may differ, and are in the point: {}",
-                self.soon,
-                self.soon_named.join(", ")
-            ));
-        }
-        Ok(View { records: self.kept.finish()?, at: self.at, losses: self.losses, notes, holds: false })
-    }
 }
 
 /// The next entry of a list that may be absent.

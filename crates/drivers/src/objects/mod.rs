@@ -19,6 +19,7 @@ mod cut;
 mod drain;
 mod keys;
 mod restore;
+mod sieve;
 mod spool;
 #[cfg(test)]
 mod tests;

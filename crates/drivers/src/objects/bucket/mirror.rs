@@ -45,7 +45,7 @@ pub(super) struct Origin<'a> {
 fn pieces(size: u64) -> Vec<u64> {
     let whole = usize::try_from(size / PIECE_BYTES).unwrap_or(usize::MAX);
     let mut pieces = vec![PIECE_BYTES; whole];
-    pieces.extend((size % PIECE_BYTES != 0).then_some(size % PIECE_BYTES));
+    pieces.extend(Some(size % PIECE_BYTES).filter(|rest| *rest > 0));
     pieces
 }
 

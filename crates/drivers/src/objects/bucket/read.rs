@@ -62,6 +62,8 @@ pub(in super::super) struct Tags {
     may_ask: AtomicBool,
     /// An answer counted tags.
     are_counted: AtomicBool,
+    /// The service does not know tags.
+    are_unknown: AtomicBool,
 }
 
 impl Tags {
@@ -128,11 +130,14 @@ impl Reader {
     /// Tags, as they are sent; `None` if there are none.
     pub async fn tags(&self, which: Which<'_>) -> Result<Option<String>> {
         let privilege = if which.version.is_some() { "s3:GetObjectVersionTagging" } else { "s3:GetObjectTagging" };
-        let text = self.client.document(which, "tagging", privilege).await;
-        let text = text.map_err(|error| match error.kind() {
-            Kind::PermissionDenied => error.hint(format!("grant {privilege}, or set `tags: false`")),
-            _ => error,
-        })?;
+        let text = match self.client.document(which, "tagging", privilege).await {
+            // It knows no tags, so that nobody can have set any.
+            Err(error) if error.kind() == Kind::Unsupported => {
+                self.tags.are_unknown.store(true, Ordering::Relaxed);
+                return Ok(None);
+            }
+            other => other?,
+        };
         self.tags.may_ask.store(true, Ordering::Relaxed);
         let tags = answers::tags(&text)?;
         Ok(Some(tags).filter(|tags| !tags.is_empty()))
@@ -145,6 +150,7 @@ impl Reader {
         let count = headers.get("x-amz-tagging-count").map(HeaderValue::as_bytes);
         self.tags.are_counted.fetch_or(count.is_some(), Ordering::Relaxed);
         let may_have_tags = match count {
+            None if self.tags.are_unknown.load(Ordering::Relaxed) => false,
             Some(count) => count != b"0",
             None => !(has_body && self.tags.are_told(headers)),
         };

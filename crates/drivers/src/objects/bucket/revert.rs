@@ -30,7 +30,7 @@ use crate::objects::wire::{self, OBJECTS, Record};
 /// What is to be done with one key.
 enum Step {
     /// Make the version of the point the newest again.
-    Restore(Vec<u8>, Record, Way),
+    Restore(Vec<u8>, Box<Record>, Way),
     /// Hide what came since.
     Hide(Vec<u8>),
     /// It stays as it is now.
@@ -99,7 +99,7 @@ pub(super) fn revert(job: &Job<'_>) -> Result<Restored> {
     )?;
     let kept_old = vec![format!("the older versions of the keys in the bucket `{bucket}`")];
     let losses = losses.into_inner().expect("no holder panics").finish()?.0;
-    Ok(Restored { items: items.into_inner(), bytes, losses, kept_old, ..Restored::default() })
+    Ok(Restored { items: items.into_inner(), bytes, losses, kept_old })
 }
 
 /// What the point wants, beside what there is.
@@ -210,14 +210,14 @@ fn way(job: &Job<'_>, key: Vec<u8>, record: Record, here: &Tokens, mirrored: Opt
     let version = record.version.clone().filter(|of| here.contains(&token(of, record.etag.as_deref())));
     let copy = record.copy.clone().filter(|of| mirrored.is_some_and(|there| there.contains(&token(of, None))));
     Ok(match (version.filter(|_| !record.is_archived()), copy) {
-        (Some(version), _) => Step::Restore(key, record, Way::Version(version)),
-        (None, Some(copy)) => Step::Restore(key, record, Way::Mirrored(copy)),
+        (Some(version), _) => Step::Restore(key, Box::new(record), Way::Version(version)),
+        (None, Some(copy)) => Step::Restore(key, Box::new(record), Way::Mirrored(copy)),
         (None, None) if !job.summary.mode.is_copy() => {
             let what = format!("the version of `{}` that the point refers to is gone", keys::shown(&key));
             return Err(Error::new(Kind::NotFound, what)
                 .hint("it was removed, by hand or by a lifecycle rule; nothing was changed"));
         }
-        (None, None) if in_tree(job, &key)?.is_some() => Step::Restore(key, record, Way::Tree),
+        (None, None) if in_tree(job, &key)?.is_some() => Step::Restore(key, Box::new(record), Way::Tree),
         (None, None) => Step::Leave(key, if record.is_archived() { ARCHIVED } else { LOST }),
     })
 }
