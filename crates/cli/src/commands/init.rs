@@ -66,10 +66,12 @@ pub fn run(arguments: &Arguments, app: &App) -> Result<Outcome> {
         key: arguments.key.clone().map(Secret),
     };
     let report = init::run(&request)?;
-    Outcome::done(screen(&report), &report)
+    let named = !arguments.paths.is_empty() || arguments.bucket.is_some() || arguments.key.is_some();
+    Outcome::done(screen(&report, named || arguments.platform.is_some()), &report)
 }
 
-fn screen(report: &InitReport) -> String {
+/// `named`: something was asked for that belongs into the file.
+fn screen(report: &InitReport, named: bool) -> String {
     let mut text = format!("{} · {} → {}\n", report.platform, report.environment, report.bucket);
     if let Some(seen) = &report.surroundings {
         for store in &seen.stores {
@@ -88,6 +90,11 @@ fn screen(report: &InitReport) -> String {
         text.push_str(&format!("  written    {}\n", report.file.display()));
     } else {
         text.push_str(&format!("  used       {}, as it was\n", report.file.display()));
+        if named {
+            text.push_str(
+                "  note       what was named here was not added to it: write it there, or name another --config\n",
+            );
+        }
     }
     let made = if report.created_repository { "created" } else { "was there already" };
     text.push_str(&format!("  bucket     {made} · {}\n", capability(report)));

@@ -36,7 +36,7 @@ fn stage(test: &str, per_second: f64, changes: &[(&str, &str)]) -> Option<Stage>
         assert!(template.contains(from), "{from}");
         template = template.replace(from, to);
     }
-    let options = Options { per_second, template, ..Options::default() };
+    let options = Options { per_second, template, overwrites: per_second == BUSY, ..Options::default() };
     Some(Stage::start(&programs, options).expect("the platform starts"))
 }
 
@@ -243,6 +243,30 @@ fn a_server_that_is_down_is_named_before_anyone_is_paused() {
     }
     assert_eq!(stage.oracle().expect("answers")["pauses"], 0, "nobody was paused");
     backup(&stage);
+}
+
+#[test]
+fn a_bucket_whose_clock_is_a_minute_off_is_cut_at_its_own_time() {
+    let name = "a_bucket_whose_clock_is_a_minute_off_is_cut_at_its_own_time";
+    for ahead in [60, -60] {
+        let Some(mut stage) = stage(name, BUSY, &[]) else { return };
+        stage.engine_lines["s3"].skew(ahead);
+        // Cut by any other clock, a point would lack what was written in the minute before, or hold what
+        // came in the minute after.
+        std::thread::sleep(Duration::from_secs(3));
+        let point = backup(&stage);
+        assert_eq!(point["level"], "strict", "{ahead} s: {point:#}");
+        assert_eq!(point["verdict"], "restorable", "{ahead} s: {point:#}");
+        assert!(point["skew_micros"].as_u64() < Some(5_000_000), "{ahead} s: {point:#}");
+        let time =
+            |value: &Value| value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok()).expect("a time");
+        let artifacts = &point["stores"]["artifacts"];
+        let (told, ours) = (time(&artifacts["position"]["text"]), time(&artifacts["pinned_at"][0]));
+        let off = told.as_second() - ours.as_second();
+        assert!((off - ahead).abs() <= 5, "the service's own time is {off} s ahead of ours: {artifacts:#}");
+        std::thread::sleep(Duration::from_secs(2));
+        comes_back(&mut stage);
+    }
 }
 
 #[test]

@@ -262,3 +262,12 @@ fn the_policy_of_a_bucket_is_printed_ready_to_paste() {
     let none = world.run(&["driver", "policy", "sqlite", "--store", "meta"]);
     assert!(none.code != 0 && none.err.contains("no policy to print"), "{none:?}");
 }
+
+#[test]
+fn a_store_that_is_named_where_a_platform_is_described_already_is_not_passed_over_in_silence() {
+    let world = World::ready();
+    let again = world.run(&["init"]);
+    assert!(again.code == 0 && !again.out.contains("was not added"), "{again:?}");
+    let named = world.run(&["init", "redis://cache"]);
+    assert!(named.out.contains("  note       what was named here was not added to it: "), "{named:?}");
+}

@@ -65,6 +65,32 @@ fn nothing_is_restored_over_its_source_unless_its_identity_is_typed() {
 }
 
 #[test]
+fn references_that_cannot_be_checked_are_told_beside_what_was_restored() {
+    let mut world = World::ready();
+    std::fs::create_dir(world.path("objects")).expect("create");
+    let folder = world.path("").display().to_string();
+    // A program that knows where the platform is, and nothing of copies.
+    world.edit(
+        "retention:",
+        &format!(
+            "  models:\n    driver: objects\n    path: {folder}objects\nreferences:\n  \
+             - {{ from: meta, to: models, kind: keys, query: \"command:sh -c 'test ${{#STILLPOINT_POSITION}} -gt 0'\" }}\nretention:"
+        ),
+    );
+    world.backup();
+    let restored = world.run(&["restore", "latest", "--to", "r", "--yes", "--quiet"]);
+    assert_eq!(restored.code, 7, "{restored:?}");
+    for part in [
+        "  failed: store `meta`: `sh` failed: exit status: 1, while references were checked from `meta` to `models` (references); hint: ",
+        "NOT proven: every store is restored, but what failed above was not checked.",
+    ] {
+        assert!(restored.out.contains(part), "{part}: {restored:?}");
+    }
+    assert!(!restored.all().contains("Nothing was changed"), "{restored:?}");
+    assert_eq!(rows(&world.path("r/meta/meta.db")), ROWS);
+}
+
+#[test]
 fn apply_carries_out_the_reviewed_plan_or_refuses() {
     let mut world = World::ready();
     world.backup();
