@@ -6,8 +6,8 @@
 //! what was begun after it is not, and no store is ahead of another. The seed decides everything that
 //! we decide; the machine's own timing is what it is.
 //!
-//! Platforms lie in memory if there is room: each leaves some 100,000 small files, and removing those
-//! from a disk can take longer than the rounds that made them. SIGHUP, SIGINT and SIGTERM end the soak in
+//! Platforms lie in memory if there is room: each leaves tens of thousands of small files, and removing
+//! those from a disk can take as long as the rounds that made them. SIGHUP, SIGINT and SIGTERM end the soak in
 //! order: servers stopped, folders removed, the report so far on the screen.
 
 mod fault;
@@ -27,7 +27,7 @@ use report::Report;
 
 /// A platform is made anew after so many versions, because a restore takes as long as there is data.
 const VERSIONS_MAX: u64 = 6_000;
-/// Free memory, as a file system, that platforms are put into: several times what one was seen to need.
+/// Without so much free memory, as a file system, platforms lie on disk.
 const MEMORY_BYTES_MIN: u64 = 6 << 30;
 
 /// What a soak is.
