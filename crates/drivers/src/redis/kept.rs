@@ -190,6 +190,8 @@ impl Undo<'_> {
         for (node, lines) in self.nodes.iter().zip(&self.before.users) {
             let (mut control, _) = server::open(&self.driver.access, &node.endpoint)?;
             users::put_back(&mut control, self.driver.access.user(), lines)?;
+            // What could not be saved now could not be saved before, and is as it was on the target's disk.
+            users::save(&mut control)?;
         }
         Ok(())
     }

@@ -245,7 +245,8 @@ impl Job<'_> {
             let mut control = Connection::open(&self.driver.access, &node.endpoint)?;
             items += server::key_count(&mut control)?;
             if self.part.is_none() {
-                losses.extend(self.acl(&mut control)?);
+                let of_users = self.acl(&mut control)?;
+                losses.extend(of_users.into_iter().filter(|loss| !losses.contains(loss)).collect::<Vec<_>>());
                 save(&mut control, self.context)?;
             }
         }
@@ -262,8 +263,12 @@ impl Job<'_> {
             return Ok(vec![Loss { what: "ACL users".to_owned(), why }]);
         }
         let lines = tree::read_small(self.source, &path, ACL_BYTES_MAX)?;
-        users::set(control, self.driver.access.user(), &String::from_utf8_lossy(&lines))?;
-        Ok(Vec::new())
+        let (lines, own) = (String::from_utf8_lossy(&lines), self.driver.access.user());
+        if !users::has_any(&lines, own) {
+            return Ok(Vec::new());
+        }
+        users::set(control, own, &lines)?;
+        Ok(users::save(control)?.into_iter().collect())
     }
 
     /// What cannot come back key by key.

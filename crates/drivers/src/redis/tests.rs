@@ -1297,6 +1297,29 @@ fn what_a_killed_restore_left_is_taken_up_again() {
 }
 
 #[test]
+fn users_that_came_back_are_there_after_a_restart_or_named() {
+    for (name, program) in programs("users_that_came_back_are_there_after_a_restart_or_named") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        source.hands().say("ACL SETUSER app on >pw ~app:* +get");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("users.acl");
+        std::fs::write(&file, "user default on nopass ~* &* +@all\n").unwrap();
+        for extra in [vec!["--aclfile", file.to_str().unwrap()], Vec::new()] {
+            let target = Server::start(&program, &extra);
+            let mut settings = target.settings();
+            settings["acl"] = json!(true);
+            let driver = open(settings, target.folder.path()).unwrap();
+            let restored = trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
+            let is_named = restored.losses.iter().any(|loss| loss.what.contains("ACL users"));
+            assert_eq!(is_named, extra.is_empty(), "{name}: {restored:?}");
+        }
+        assert!(std::fs::read_to_string(&file).unwrap().contains("user app on"), "{name}");
+    }
+}
+
+#[test]
 fn a_target_is_let_go_of_though_our_connection_to_it_broke() {
     for (name, program) in programs("a_target_is_let_go_of_though_our_connection_to_it_broke") {
         let source = Server::start(&program, &[]);
