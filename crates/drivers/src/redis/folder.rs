@@ -330,7 +330,7 @@ mod tests {
             std::fs::create_dir(home.path().join(name)).unwrap();
         }
         assert_eq!(clear_up(&folder, home.path(), &request("r1")).unwrap(), Vec::<String>::new());
-        let kept = clear_up(&folder, home.path(), &request("r1-2")).unwrap();
+        let kept = clear_up(&folder, home.path(), &request("r1-try2")).unwrap();
         assert_eq!(kept, [home.path().join("data.before-r1").display().to_string()]);
         assert!(!home.path().join(beside(&folder, "r1")).exists());
         assert!(home.path().join(beside(&folder, "r0")).exists());

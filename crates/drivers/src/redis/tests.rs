@@ -1390,7 +1390,7 @@ fn a_restore_that_was_killed_after_the_feeding_or_key_by_key_is_no_old_content()
                 trial::run(driver.restore(&Context::default(), tree, &request))
             };
             hands.say("CONFIG SET rdb-key-save-delay 0");
-            let error = fails(again(&damaged, "r1-2"));
+            let error = fails(again(&damaged, "r1-try2"));
             assert_eq!(error.kind(), Kind::Corrupt, "{note}: {error}");
             assert_eq!((hands.say("GET old"), hands.say("DBSIZE")), ("content".to_owned(), "1".to_owned()), "{note}");
             assert_eq!(hands.say("CONFIG GET masteruser"), "masteruser app", "{note}");
@@ -1398,7 +1398,7 @@ fn a_restore_that_was_killed_after_the_feeding_or_key_by_key_is_no_old_content()
                 || std::fs::read_dir(target.folder.path().join("kept")).unwrap().map(|entry| entry.unwrap().path());
             assert!(kept().all(|path| path.extension().is_some_and(|ending| ending == "rdb")), "{note}");
             hands.say("SET old newer");
-            again(&tree, "r1-3").unwrap();
+            again(&tree, "r1-try3").unwrap();
             assert_eq!(hands.say("DBSIZE"), "100000", "{note}");
             assert_eq!(hands.say("CONFIG GET masteruser"), "masteruser app", "{note}");
         }
