@@ -264,6 +264,11 @@ impl Chooser {
             self.finish(known);
         }
         if let Some(open) = self.open.take() {
+            if open.is_marker && entry.is_marker && !matches!(self.moment.side(&entry), Side::Before) {
+                // Both deletions may have come after the cut: what they hid comes yet.
+                self.open = Some(entry);
+                return;
+            }
             // The next older one of a key in doubt.
             self.done = Some(entry.key.clone());
             match (open.is_marker, entry.is_marker) {
@@ -426,6 +431,32 @@ mod tests {
                 doubt("h", "h1", DELETED),
             ]
         );
+    }
+
+    #[test]
+    fn what_several_deletions_in_doubt_hid_is_kept() {
+        let entries = |first: (i64, u32), second: (i64, u32)| {
+            vec![
+                entry("a", "a4", first, ""),
+                entry("a", "a3", first, ""),
+                entry("a", "a2", second, ""),
+                entry("a", "a1", (90, 1), "x"),
+                // The oldest deletion came before the cut for sure.
+                entry("b", "b4", first, ""),
+                entry("b", "b3", second, ""),
+                entry("b", "b2", (90, 1), ""),
+                entry("b", "b1", (80, 1), "x"),
+                entry("c", "c2", first, ""),
+                entry("c", "c1", second, ""),
+            ]
+        };
+        let expected = [("a".to_owned(), "a1".to_owned(), Some(DELETED.to_owned()))];
+        assert_eq!(choose(entries((100, 0), (100, 0)), (100, 700)), expected);
+        let found = choose_by(moment((100, 500), 90, 2), entries((99, 1), (99, 1))).0;
+        assert_eq!(found, expected);
+        // Whatever order the service gives them.
+        let found = choose_by(moment((100, 500), 90, 2), entries((99, 1), (101, 1))).0;
+        assert_eq!(found, expected);
     }
 
     #[test]
