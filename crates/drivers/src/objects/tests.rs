@@ -305,7 +305,7 @@ fn what_earlier_tries_left_beside_a_directory_is_removed_or_left_alone() {
     let (tree, _) = back_up(&driver, None);
     let mark = hex::encode(&Sha256::digest(root.as_os_str().as_encoded_bytes())[..6]);
     let beside = |what: &str| root.with_file_name(format!(".tmp-stillpoint-{what}-{mark}"));
-    let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: "r1-3".to_owned() };
+    let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: "r1-try3".to_owned() };
     let restore = || run(driver.restore(&Context::default(), &tree, &request));
     let (swapping, loading) = (beside("restore-r1"), beside("loading-r1-2"));
     put(&swapping, "a", "the original");
@@ -340,9 +340,9 @@ fn later_tries_go_on_in_a_bucket_without_versions() {
     assert!(begun > 0 && begun < 30, "{begun}");
     // Another restore is told which one was begun.
     assert_eq!(try_again(&tree, "r2").unwrap_err().kind(), Kind::Unsupported);
-    assert_eq!(try_again(&tree, "r1-2").unwrap().items, 30);
+    assert_eq!(try_again(&tree, "r1-try2").unwrap().items, 30);
     assert_eq!(differences(&copy, &tree), Vec::<String>::new());
-    assert_eq!(try_again(&tree, "r1-3").unwrap_err().kind(), Kind::Unsupported);
+    assert_eq!(try_again(&tree, "r1-try3").unwrap_err().kind(), Kind::Unsupported);
     // What another wrote there is not taken for an earlier try.
     let other = open_bucket(&store, "other", &folder.path().join("s"));
     restore(&other, &stillpoint_testkit::fault::FailingTree::new(&tree, 12), RestoreMode::Fresh, None).unwrap_err();

@@ -375,13 +375,13 @@ fn later_tries_go_on_with_what_the_first_one_began_though_they_come_in_place() {
         let failing = stillpoint_testkit::fault::FailingTree::new(&tree, 12);
         restore(&target, &failing, RestoreMode::Fresh, None).unwrap_err();
         let failing = stillpoint_testkit::fault::FailingTree::new(&tree, 20);
-        let died = try_again(&failing, "r1-2").unwrap_err();
+        let died = try_again(&failing, "r1-try2").unwrap_err();
         assert_ne!(died.kind(), Kind::Unsupported, "{died:?}");
-        assert_eq!(try_again(&tree, "r1-3").unwrap().items, 30);
+        assert_eq!(try_again(&tree, "r1-try3").unwrap().items, 30);
         assert_eq!(copy.listed("p"), bucket.listed("p"));
         // Once it has ended, in place means what it says.
         copy.put("p/0", "second");
-        let again = try_again(&tree, "r1-4");
+        let again = try_again(&tree, "r1-try4");
         match versions {
             true => assert_eq!((again.unwrap().items, copy.get("p/0")), (1, vec![0; 1000])),
             false => assert_eq!(again.unwrap_err().kind(), Kind::Unsupported),
