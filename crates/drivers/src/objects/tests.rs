@@ -307,7 +307,7 @@ fn what_earlier_tries_left_beside_a_directory_is_removed_or_left_alone() {
     let beside = |what: &str| root.with_file_name(format!(".tmp-stillpoint-{what}-{mark}"));
     let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: "r1-try3".to_owned() };
     let restore = || run(driver.restore(&Context::default(), &tree, &request));
-    let (swapping, loading) = (beside("restore-r1"), beside("loading-r1-2"));
+    let (swapping, loading) = (beside("restore-r1"), beside("loading-r1-try2"));
     put(&swapping, "a", "the original");
     put(&loading, "a", "half");
     let refused = restore().unwrap_err();
