@@ -297,8 +297,8 @@ fn a_role_that_is_no_superuser_restores_what_it_may() {
         );
         run(target.stamp(&Context::default(), &the_stamp())).unwrap();
         assert_eq!(trial::differences(&target, &tree), Vec::<String>::new());
-        trial::restore(&target, &tree, RestoreMode::InPlace, None).unwrap();
-        assert_eq!(there(&rig, &names), ["app", "copy", "copy__before_r1"]);
+        restore_as(&target, &tree, ("r2", RestoreMode::InPlace), None).unwrap();
+        assert_eq!(there(&rig, &names), ["app", "copy", "copy__before_r2"]);
         // With owners, what it may not give away is named.
         let role = names.name("other");
         rig.session("postgres").execute(&format!("CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x'")).unwrap();
