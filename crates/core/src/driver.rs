@@ -151,22 +151,28 @@ pub struct RestoreRequest {
     /// Restore only this part of the store's tree; `None` for all of it.
     pub part: Option<TreePath>,
     /// Names the run; also the suffix of what is kept beside. Each try of a restore has a name of its own:
-    /// `<name>`, then `<name>-2`, `<name>-3` and so on.
+    /// `<name>`, then `<name>-try2`, `<name>-try3` and so on.
     pub restore: String,
 }
 
 impl RestoreRequest {
     /// Of how many earlier tries the names are told.
     const EARLIER_MAX: usize = 100;
+    /// Between the name of a restore and the number of its try; the names of restores never hold it.
+    const TRY: &str = "-try";
+
+    /// The name of a try of the restore `name`; the first is number 1.
+    pub fn try_name(name: &str, number: u32) -> String {
+        if number <= 1 { name.to_owned() } else { format!("{name}{}{number}", Self::TRY) }
+    }
 
     /// The names of earlier tries of the same restore, the latest first: what a process that was killed left
-    /// beside bears one of them. A first try whose name happens to end in a number names some that never were.
+    /// beside bears one of them.
     pub fn earlier(&self) -> Vec<String> {
-        let numbered =
-            self.restore.rsplit_once('-').and_then(|(name, number)| Some((name, number.parse::<u32>().ok()?)));
+        let numbered = self.restore.rsplit_once(Self::TRY);
+        let numbered = numbered.and_then(|(name, number)| Some((name, number.parse::<u32>().ok()?)));
         let Some((name, number @ 2..)) = numbered else { return Vec::new() };
-        let later = (2..number).rev().map(|number| format!("{name}-{number}"));
-        later.take(Self::EARLIER_MAX).chain([name.to_owned()]).collect()
+        (1..number).rev().take(Self::EARLIER_MAX).map(|number| Self::try_name(name, number)).collect()
     }
 }
 
@@ -353,11 +359,14 @@ mod tests {
             RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: restore.to_owned() }.earlier()
         };
         assert_eq!(of("7be1-1"), Vec::<String>::new());
-        assert_eq!(of("7be1-1-2"), ["7be1-1"]);
-        assert_eq!(of("7be1-1-4"), ["7be1-1-3", "7be1-1-2", "7be1-1"]);
-        assert_eq!(of("restore1"), Vec::<String>::new());
-        assert_eq!(of("r-x"), Vec::<String>::new());
-        let many = of("r-4000000000");
-        assert_eq!((many.len(), many[100].as_str()), (101, "r"));
+        assert_eq!(of("7be1-3"), Vec::<String>::new(), "the third restore of a plan is no try of the second");
+        assert_eq!(of("7be1-1-try2"), ["7be1-1"]);
+        assert_eq!(of("7be1-1-try4"), ["7be1-1-try3", "7be1-1-try2", "7be1-1"]);
+        assert_eq!(of("r-tryx"), Vec::<String>::new());
+        assert_eq!(of("r-try1"), Vec::<String>::new());
+        let many = of("r-try4000000000");
+        assert_eq!((many.len(), many[99].as_str()), (100, "r-try3999999900"));
+        assert_eq!(RestoreRequest::try_name("7be1-1", 1), "7be1-1");
+        assert_eq!(RestoreRequest::try_name("7be1-1", 4), "7be1-1-try4");
     }
 }

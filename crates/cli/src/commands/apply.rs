@@ -99,7 +99,8 @@ fn screen(report: &RestoreReport) -> String {
     } else if report.restored {
         text.push_str(&format!("restored in {elapsed}, not compared: each byte was checked as it was read, what was written was not read back\n"));
     } else {
-        let all_there = report.stores.iter().all(StoreReport::is_good);
+        let all_there = report.stores.iter().all(StoreReport::is_good)
+            && report.references.iter().all(|reference| reference.missing == 0);
         let state = match all_there && !report.failures.is_empty() {
             true => "NOT proven: every store is restored, but what failed above was not checked.",
             false => "NOT proven: do not use what was restored.",

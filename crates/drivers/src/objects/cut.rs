@@ -113,7 +113,7 @@ impl Objects {
         }
         if let (Where::S3(s3), true) = (&self.place, pinned.holds) {
             let (uploads_from, difference) = (state.uploads_from, self.settings.clock_difference()?);
-            let moment = Moment { at: pinned.at, uploads_from, difference };
+            let moment = Moment { at: pinned.at, uploads_from, difference, tells_fractions: false };
             let view = Arc::new(self.versions_view(s3, context, moment)?);
             pinned.view = Some(view.clone());
             return Ok(view);

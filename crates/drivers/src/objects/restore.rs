@@ -14,7 +14,7 @@ use stillpoint_core::error::{Error, IoContext, Kind, Result};
 use stillpoint_core::tree::{self, Existing, ExtractOptions, Node, NodeKind, Tree, TreePath, check_name};
 
 use super::bucket::generic::Bucket;
-use super::bucket::write::Job;
+use super::bucket::write::{Job, is_try_of};
 use super::bucket::{self, crew};
 use super::client::{Directory, Place};
 use super::drain::SUMMARY_BYTES_MAX;
@@ -111,18 +111,7 @@ fn into_directory(
     // A mount point cannot be renamed over, but an empty one can be filled from within.
     let is_mount = request.mode == RestoreMode::Fresh && is_mount_point(&target, folder);
     let staging = if is_mount { &target } else { folder };
-    // Sibling stores may be restored under one name: the target tells the folders apart.
-    let mark = hex::encode(&Sha256::digest(target.as_os_str().as_bytes())[..6]);
-    // What is being loaded was never in use; what is being put in place may be the old content.
-    let swapping = staging.join(format!(".tmp-stillpoint-restore-{}-{mark}", request.restore));
-    let staging = staging.join(format!(".tmp-stillpoint-loading-{}-{mark}", request.restore));
-    if std::fs::symlink_metadata(&swapping).is_ok() {
-        return Err(Error::new(Kind::AlreadyExists, format!("{} is there already", swapping.display())).hint(format!(
-            "a restore died while it put it in place: it may hold the old content of {}; compare the two, then move \
-             it away",
-            target.display()
-        )));
-    }
+    let (staging, swapping) = names_beside(staging, &target, request)?;
     context.check()?;
     let loaded = load(context, source, top, &staging, summary.escaped > 0).and_then(|restored| {
         context.check()?;
@@ -137,6 +126,33 @@ fn into_directory(
     });
     // What stays behind under these names is replaced by the next try.
     loaded.map_err(|error| without(&staging, without(&with_ending(&staging, "-plain"), error)))
+}
+
+/// Where the content is loaded, and what it is called while it is put in place. What an earlier try was loading is
+/// removed: it was never in use. What one was putting in place may be the old content, and stops the restore.
+fn names_beside(folder: &Path, target: &Path, request: &RestoreRequest) -> Result<(PathBuf, PathBuf)> {
+    // Sibling stores may be restored under one name: the target tells the folders apart.
+    let mark = hex::encode(&Sha256::digest(target.as_os_str().as_bytes())[..6]);
+    let named = |what: &str, name: &str| folder.join(format!(".tmp-stillpoint-{what}-{name}-{mark}"));
+    let earlier = request.earlier();
+    for name in [&request.restore].into_iter().chain(&earlier) {
+        let swapping = named("restore", name);
+        if std::fs::symlink_metadata(&swapping).is_ok() {
+            return Err(Error::new(Kind::AlreadyExists, format!("{} is there already", swapping.display())).hint(
+                format!(
+                    "a restore died while it put it in place: it may hold the old content of {}; compare the two, \
+                     then move it away",
+                    target.display()
+                ),
+            ));
+        }
+    }
+    for name in &earlier {
+        let loading = named("loading", name);
+        remove(&loading)?;
+        remove(&with_ending(&loading, "-plain"))?;
+    }
+    Ok((named("loading", &request.restore), named("restore", &request.restore)))
 }
 
 /// Removes what a failed restore leaves; a failure of that goes with the first one.
@@ -317,33 +333,51 @@ fn into_bucket(
     request: &RestoreRequest,
     top: &TreePath,
 ) -> Result<Restored> {
-    if request.mode == RestoreMode::InPlace {
+    // Later tries come in place, whatever the first one was: what it began in an empty bucket goes on there.
+    let begun = bucket.restore_begun()?;
+    let is_ours = begun.as_ref().is_some_and(|begun| is_try_of(request, begun));
+    if request.mode == RestoreMode::InPlace && !is_ours {
         return Err(Error::new(Kind::Unsupported, "a bucket cannot be replaced in place")
             .hint("restore into an empty bucket or prefix, then point the application there"));
     }
-    if let Some(what) = bucket.occupied()? {
-        return Err(Error::new(Kind::AlreadyExists, format!("the bucket holds {what}"))
-            .hint("restore into an empty bucket or prefix"));
+    if !is_ours && let Some(what) = bucket.occupied()? {
+        let hint = match begun {
+            Some(begun) => format!("the restore `{begun}` was begun there and did not end: empty the prefix"),
+            None => "restore into an empty bucket or prefix".to_owned(),
+        };
+        return Err(Error::new(Kind::AlreadyExists, format!("the bucket holds {what}")).hint(hint));
     }
+    bucket.begin_restore(&request.restore)?;
     let items = AtomicU64::new(0);
     let bytes = crew::each(
         driver.settings.connections,
         context,
         |give| walk(source, top, &mut |names, node| give((names.to_vec(), node))),
         |(names, node): (Vec<Vec<u8>>, Node)| {
-            let bytes = put_one(bucket, source, &names, &node)?;
+            let bytes = put_one(driver, bucket, source, &names, &node)?;
             items.fetch_add(1, AtomicOrdering::Relaxed);
             context.advance(bytes, 1);
             Ok(bytes)
         },
     )?;
+    bucket.end_restore()?;
     Ok(Restored { items: items.into_inner(), bytes, ..Restored::default() })
 }
 
-fn put_one(bucket: &Bucket, source: &dyn Tree, names: &[Vec<u8>], node: &Node) -> Result<u64> {
+/// Writes one object, unless an earlier try has.
+fn put_one(driver: &Objects, bucket: &Bucket, source: &dyn Tree, names: &[Vec<u8>], node: &Node) -> Result<u64> {
     let mut path = TreePath::root().join(OBJECTS)?;
     names.iter().try_for_each(|name| path.push(name))?;
-    bucket.put(&keys::unescape(names)?, &mut source.open(&path)?, &node.meta.xattrs)
+    let key = keys::unescape(names)?;
+    match (bucket.put(&key, &mut source.open(&path)?, &node.meta.xattrs), &node.kind) {
+        (Err(error), NodeKind::File { size }) if error.kind() == Kind::AlreadyExists => {
+            match compare_one(driver, source, &path, &key)? {
+                None => Ok(*size),
+                Some(_) => Err(error.hint("restore into an empty bucket or prefix")),
+            }
+        }
+        (written, _) => written,
+    }
 }
 
 /// Told of one object: the names of its path, and its entry.

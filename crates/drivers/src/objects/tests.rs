@@ -10,7 +10,7 @@ use std::time::Duration;
 use object_store::ObjectStoreExt;
 use serde_json::json;
 use stillpoint_core::capability::{Capability, PinKind};
-use stillpoint_core::driver::{Context, Drained, Driver, EdgeQuery, Pin, RestoreMode};
+use stillpoint_core::driver::{Context, Drained, Driver, EdgeQuery, Pin, RestoreMode, RestoreRequest};
 use stillpoint_core::error::{Error, Kind, Result};
 use stillpoint_core::position::Stamp;
 use stillpoint_core::tree::TreePath;
@@ -294,6 +294,65 @@ fn restore_leaves_an_original_alone(driver: &Arc<dyn Driver>, tree: &MemoryTree,
     assert!(refused.hint_text().unwrap_or_default().contains("old content"), "{refused:?}");
     assert_eq!(std::fs::read(left.join("b")).unwrap(), b"the original");
     std::fs::remove_dir_all(left).unwrap();
+}
+
+#[test]
+fn what_earlier_tries_left_beside_a_directory_is_removed_or_left_alone() {
+    use sha2::{Digest, Sha256};
+    let (_folder, root) = scratch_root();
+    put(&root, "a", "1");
+    let driver = open(&root);
+    let (tree, _) = back_up(&driver, None);
+    let mark = hex::encode(&Sha256::digest(root.as_os_str().as_encoded_bytes())[..6]);
+    let beside = |what: &str| root.with_file_name(format!(".tmp-stillpoint-{what}-{mark}"));
+    let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: "r1-try3".to_owned() };
+    let restore = || run(driver.restore(&Context::default(), &tree, &request));
+    let (swapping, loading) = (beside("restore-r1"), beside("loading-r1-try2"));
+    put(&swapping, "a", "the original");
+    put(&loading, "a", "half");
+    let refused = restore().unwrap_err();
+    assert_eq!(refused.kind(), Kind::AlreadyExists);
+    assert!(refused.hint_text().unwrap_or_default().contains("old content"), "{refused:?}");
+    assert_eq!(std::fs::read(swapping.join("a")).unwrap(), b"the original");
+    std::fs::remove_dir_all(&swapping).unwrap();
+    assert_eq!((restore().unwrap().items, loading.exists()), (1, false));
+}
+
+#[test]
+fn later_tries_go_on_in_a_bucket_without_versions() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(object_store::memory::InMemory::new());
+    run(async {
+        for number in 0..30 {
+            let key = object_store::path::Path::from(format!("p/{number}"));
+            store.put(&key, vec![number; 1000].into()).await.unwrap();
+        }
+    });
+    let (tree, _) = back_up(&open_bucket(&store, "p", &folder.path().join("s")), None);
+    let copy = open_bucket(&store, "copy", &folder.path().join("s"));
+    let try_again = |tree: &dyn stillpoint_core::tree::Tree, restore: &str| {
+        let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: restore.to_owned() };
+        run(copy.restore(&Context::default(), tree, &request))
+    };
+    let failing = stillpoint_testkit::fault::FailingTree::new(&tree, 12);
+    restore(&copy, &failing, RestoreMode::Fresh, None).unwrap_err();
+    let begun = held(&copy, None).len();
+    assert!(begun > 0 && begun < 30, "{begun}");
+    // Another restore is told which one was begun.
+    assert_eq!(try_again(&tree, "r2").unwrap_err().kind(), Kind::Unsupported);
+    assert_eq!(try_again(&tree, "r1-try2").unwrap().items, 30);
+    assert_eq!(differences(&copy, &tree), Vec::<String>::new());
+    assert_eq!(try_again(&tree, "r1-try3").unwrap_err().kind(), Kind::Unsupported);
+    // What another wrote there is not taken for an earlier try.
+    let other = open_bucket(&store, "other", &folder.path().join("s"));
+    restore(&other, &stillpoint_testkit::fault::FailingTree::new(&tree, 12), RestoreMode::Fresh, None).unwrap_err();
+    run(async {
+        for number in 0..30 {
+            let key = object_store::path::Path::from(format!("other/{number}"));
+            store.put(&key, vec![99; 1000].into()).await.unwrap();
+        }
+    });
+    assert_eq!(restore(&other, &tree, RestoreMode::Fresh, None).unwrap_err().kind(), Kind::AlreadyExists);
 }
 
 #[test]

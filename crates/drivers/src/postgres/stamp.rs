@@ -34,7 +34,7 @@ pub(super) const IS_OURS: &str = "(c.relkind = 'r' AND c.relnamespace = (SELECT 
     ('opening', 'position integer, statement text')))";
 
 /// What a restore notes in each database that it has built, before the swap. A later try finds it there
-/// where this one was ended between the swap and its report; it goes when the database opens.
+/// where this one was ended between the swap and its report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
     /// The try that built the database.
@@ -71,7 +71,7 @@ impl Note {
         session.execute(&format!("{BEGIN}; INSERT INTO {table} VALUES ({NOTE}, {}); COMMIT", literal(&text)))
     }
 
-    /// The note in the database of `session`, while it is not open yet.
+    /// The note in the database of `session`.
     pub(super) fn read(session: &mut Session) -> Result<Option<Self>> {
         match has_table(session, OPENING) {
             Ok(true) => {}
@@ -131,8 +131,9 @@ fn open(session: &mut Session) -> Result<()> {
             .hint("look who wrote it; DELETE FROM stillpoint.opening, then let the users in by hand"));
     }
     // One transaction: it is open and nothing is left to do, or it is closed. The table stays: removing it
-    // would wake event triggers.
-    session.execute(&format!("{BEGIN}; {}; DELETE FROM {table}; COMMIT", statements.join("; ")))
+    // would wake event triggers. So does the note: users are in from here on, and another try of the same
+    // restore must not replace what they write.
+    session.execute(&format!("{BEGIN}; {}; DELETE FROM {table} WHERE position > {NOTE}; COMMIT", statements.join("; ")))
 }
 
 /// The statements that make one of our tables. Publications of all tables take it in, and rows that are
@@ -185,7 +186,7 @@ pub(super) fn read_stamp(driver: &Postgres) -> Result<Option<Stamp>> {
             && let Some(seen) = content(&mut session)?
         {
             return Err(Error::new(
-                Kind::Conflict,
+                Kind::Fenced,
                 format!(
                     "database `{name}` belongs to {}, and database `{other}` bears no stamp: it may be somebody's original",
                     whose(stamp)

@@ -437,7 +437,7 @@ fn databases_of_one_store_must_agree_on_whose_they_are() {
         assert_eq!(read().unwrap().unwrap().environment, "staging", "the other one holds nothing");
         two.execute("CREATE TABLE public.t (n int)");
         let error = read().unwrap_err();
-        assert_eq!(error.kind(), Kind::Conflict, "{error:?}");
+        assert_eq!(error.kind(), Kind::Fenced, "{error:?}");
         assert!(error.to_string().contains(&format!("`{}` bears no stamp", two.name)), "{error}");
         of(&two, "production");
         let error = read().unwrap_err();
@@ -447,7 +447,7 @@ fn databases_of_one_store_must_agree_on_whose_they_are() {
         assert_eq!(read().unwrap().unwrap().environment, "staging");
         // A table of the stamp without a row says nothing, and neither order hides the other.
         one.execute("DELETE FROM stillpoint.stamp; CREATE TABLE public.t (n int)");
-        assert_eq!(read().unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(read().unwrap_err().kind(), Kind::Fenced);
     }
 }
 

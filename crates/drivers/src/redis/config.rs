@@ -144,7 +144,7 @@ pub(super) fn policy(settings: &crate::Settings) -> Option<String> {
     let text = |name: &str| settings.get(name).and_then(serde_json::Value::as_str);
     let user = text("user").unwrap_or("backup");
     let users = match settings.get("acl") {
-        Some(serde_json::Value::Bool(true)) => " +acl|list +acl|setuser +acl|deluser",
+        Some(serde_json::Value::Bool(true)) => " +acl|list +acl|setuser +acl|deluser +acl|save",
         _ => "",
     };
     let target = match text("restoreBy") {

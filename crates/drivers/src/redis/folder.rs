@@ -96,10 +96,12 @@ pub(super) fn restore(
     }
     let above = folder.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(above).or_io(|| format!("cannot create {}", above.display()))?;
-    let beside = tempfile::Builder::new().prefix(".stillpoint-").tempdir_in(above);
+    let kept_old = clear_up(folder, above, request)?;
+    let beside = beside(folder, &request.restore);
+    let beside = tempfile::Builder::new().prefix(&beside).rand_bytes(0).tempdir_in(above);
     let beside = beside.or_io(|| format!("cannot write beside {}", folder.display()))?;
     let expiry = Expiry::new(driver.settings.ttl, facts.at_millis, now_millis());
-    let mut restored = Restored::default();
+    let mut restored = Restored { kept_old, ..Restored::default() };
     for part in &facts.servers {
         let parts = place(beside.path(), part);
         std::fs::create_dir_all(&parts).or_io(|| format!("cannot create {}", parts.display()))?;
@@ -114,12 +116,10 @@ pub(super) fn restore(
     }
     let beside = beside.keep();
     if folder.exists() {
-        let kept = PathBuf::from(format!("{}.before-{}", folder.display(), request.restore));
+        let kept = kept_by(folder, &request.restore);
         exchange(&beside, folder, &kept)?;
-        if occupied.is_some() {
+        if !remove_empty(&kept)? {
             restored.kept_old.push(kept.display().to_string());
-        } else {
-            std::fs::remove_dir_all(&kept).or_io(|| format!("cannot remove the empty {}", kept.display()))?;
         }
     } else if let Err(error) = std::fs::rename(&beside, folder) {
         return Err(discard(&beside, Error::io(format!("cannot put {} in place", folder.display()), error)));
@@ -143,28 +143,67 @@ fn sync_up_to(folder: &Path, above: &Path) -> Result<()> {
 /// killed in between leaves the old folder or the new one. After an error the old one is in its place.
 fn exchange(new: &Path, folder: &Path, kept: &Path) -> Result<()> {
     let failed = |error: std::io::Error| Error::io(format!("cannot put {} in place", folder.display()), error);
-    let swap = || renameat_with(CWD, new, CWD, folder, RenameFlags::EXCHANGE);
-    let (error, undone, old) = match swap() {
-        // The old folder has the name of the new one now.
-        Ok(()) => match std::fs::rename(new, kept) {
-            Ok(()) => return Ok(()),
-            Err(error) => (error, swap(), new),
-        },
-        Err(Errno::INVAL | Errno::NOSYS) => match std::fs::rename(folder, kept) {
-            Ok(()) => match std::fs::rename(new, folder) {
-                Ok(()) => return Ok(()),
-                Err(error) => (error, rustix::fs::rename(kept, folder), kept),
-            },
-            Err(error) => (error, Ok(()), folder),
-        },
-        Err(error) => (error.into(), Ok(()), folder),
-    };
-    match undone {
-        Ok(()) => Err(discard(new, failed(error))),
-        Err(errno) => Err(failed(error)
-            .context("taking it back failed too", errno)
-            .hint(format!("the old folder is {}: rename it by hand", old.display()))),
+    // First the new folder gets the name of what is kept: so one exchange gives both their names.
+    std::fs::rename(new, kept).map_err(|error| discard(new, failed(error)))?;
+    match renameat_with(CWD, kept, CWD, folder, RenameFlags::EXCHANGE) {
+        Ok(()) => return Ok(()),
+        Err(Errno::INVAL | Errno::NOSYS) => {}
+        Err(errno) => return Err(discard(kept, failed(errno.into()))),
     }
+    std::fs::rename(kept, new).map_err(|error| discard(kept, failed(error)))?;
+    std::fs::rename(folder, kept).map_err(|error| discard(new, failed(error)))?;
+    let Err(error) = std::fs::rename(new, folder) else { return Ok(()) };
+    match std::fs::rename(kept, folder) {
+        Ok(()) => Err(discard(new, failed(error))),
+        Err(stuck) => Err(failed(error)
+            .context("taking it back failed too", stuck)
+            .hint(format!("the old folder is {}: rename it by hand", kept.display()))),
+    }
+}
+
+/// Removes a folder that held nothing but a stamp; `false` if a server has written into it meanwhile.
+fn remove_empty(folder: &Path) -> Result<bool> {
+    if occupied(folder)?.is_some() {
+        return Ok(false);
+    }
+    let message = || format!("cannot remove the empty {}", folder.display());
+    match std::fs::remove_file(folder.join(STAMP)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(message(), error)),
+        _ => {}
+    }
+    match std::fs::remove_dir(folder) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(error) => Err(Error::io(message(), error)),
+    }
+}
+
+/// Where a restore keeps the old folder.
+fn kept_by(folder: &Path, restore: &str) -> PathBuf {
+    PathBuf::from(format!("{}.before-{restore}", folder.display()))
+}
+
+/// Where a restore writes the new folder, before that has its place.
+fn beside(folder: &Path, restore: &str) -> String {
+    format!(".stillpoint-{}-{restore}", folder.file_name().unwrap_or_default().display())
+}
+
+/// Removes what earlier tries of the restore that were killed had written, and names what they kept.
+fn clear_up(folder: &Path, above: &Path, request: &RestoreRequest) -> Result<Vec<String>> {
+    let mut kept = Vec::new();
+    for restore in request.earlier() {
+        let left = above.join(beside(folder, &restore));
+        match std::fs::remove_dir_all(&left) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(format!("cannot remove {}", left.display()), error)),
+        }
+        let old = kept_by(folder, &restore);
+        if old.exists() {
+            kept.push(old.display().to_string());
+        }
+    }
+    Ok(kept)
 }
 
 /// Removes what was written, and adds to the error if that fails too.
@@ -266,5 +305,34 @@ mod tests {
         let kept = home.path().join("kept");
         exchange(&new, &folder, &kept).unwrap();
         assert_eq!((read(&folder), read(&kept), new.exists()), ("new".to_owned(), "old".to_owned(), false));
+    }
+
+    #[test]
+    fn only_a_folder_that_is_empty_still_is_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("data");
+        stamp(&folder, b"{}").unwrap();
+        std::fs::write(folder.join("dump.rdb"), "written meanwhile").unwrap();
+        assert!(!remove_empty(&folder).unwrap());
+        assert!(folder.join("dump.rdb").exists() && folder.join(STAMP).exists());
+        std::fs::remove_file(folder.join("dump.rdb")).unwrap();
+        assert!(remove_empty(&folder).unwrap());
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn a_later_try_removes_what_a_killed_one_wrote_and_names_what_it_kept() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("data");
+        let request =
+            |restore: &str| RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: restore.to_owned() };
+        for name in [beside(&folder, "r1"), beside(&folder, "r0"), "data.before-r1".to_owned()] {
+            std::fs::create_dir(home.path().join(name)).unwrap();
+        }
+        assert_eq!(clear_up(&folder, home.path(), &request("r1")).unwrap(), Vec::<String>::new());
+        let kept = clear_up(&folder, home.path(), &request("r1-try2")).unwrap();
+        assert_eq!(kept, [home.path().join("data.before-r1").display().to_string()]);
+        assert!(!home.path().join(beside(&folder, "r1")).exists());
+        assert!(home.path().join(beside(&folder, "r0")).exists());
     }
 }

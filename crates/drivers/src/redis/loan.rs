@@ -2,7 +2,8 @@
 //!
 //! The target bears the note of what it was itself: in the name by which it shows itself to its master,
 //! which it gets back last of all. So whoever tries again, on whichever machine, can tell what a restore
-//! of ours left from somebody's replica. The one thing that is written nowhere is a password.
+//! of ours left from somebody's replica: by the note, and by whom it follows. The one thing that is written
+//! nowhere is a password.
 
 use std::collections::BTreeMap;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use stillpoint_core::driver::Loss;
 use stillpoint_core::error::{Error, Kind, Result};
 
@@ -41,6 +43,17 @@ pub(super) struct Note {
     settings: BTreeMap<String, String>,
     /// Whether it had a password for its master.
     had_password: bool,
+    /// Whom it was told to follow, host and port; the one before as well, whom it follows until it is told.
+    #[serde(default)]
+    feeders: Vec<(String, u16)>,
+    /// The digest of the token that it was given for a password.
+    #[serde(default)]
+    token: String,
+}
+
+/// What a note tells of a token: enough to know it again.
+fn digest(token: &str) -> String {
+    hex::encode(Sha256::digest(token))
 }
 
 impl Note {
@@ -75,19 +88,26 @@ impl Note {
         Ok(control.config(NOTED_IN)?.and_then(|text| Self::parse(&text)))
     }
 
-    /// The note of a server that follows us still, though we are gone; `None` for a master.
-    ///
-    /// # Errors
-    /// `Conflict` while another restore feeds it, or if it follows somebody else by now.
-    pub fn of_follower(control: &mut Connection, info: &str) -> Result<Option<Self>> {
+    /// The note of a server that was told to follow us, and was told nothing else since; `None` for a master,
+    /// and for somebody else's replica, whatever it still bears.
+    pub fn of_led(control: &mut Connection, info: &str) -> Result<Option<Self>> {
         if wire::info(info, "role") != Some("slave") {
             return Ok(None);
         }
-        let Some(note) = Self::read(control)? else { return Ok(None) };
-        let host = wire::info(info, "master_host").unwrap_or_default();
-        let port = wire::info_number(info, "master_port").and_then(|port| u16::try_from(port).ok()).unwrap_or(0);
-        let is_up = wire::info(info, "master_link_status") == Some("up");
-        if is_up || answers(host, port) {
+        Ok(Self::read(control)?.filter(|note| note.feeders.contains(&followed(info))))
+    }
+
+    /// The note of a server that follows us still, though we are gone; else as `of_led`.
+    ///
+    /// # Errors
+    /// `Conflict` while the restore feeds it.
+    pub fn of_follower(control: &mut Connection, info: &str) -> Result<Option<Self>> {
+        let Some(note) = Self::of_led(control, info)? else { return Ok(None) };
+        let (host, port) = followed(info);
+        // The one who feeds it need not listen where we could reach it: the target's own word comes first.
+        let is_fed = wire::info(info, "master_link_status") == Some("up")
+            || wire::info(info, "master_sync_in_progress") == Some("1");
+        if is_fed || answers(&host, port) {
             let message = format!("the restore `{}` feeds {} from {host}:{port}", note.restore, control.endpoint());
             return Err(Error::new(Kind::Conflict, message)
                 .temporary()
@@ -95,6 +115,19 @@ impl Note {
         }
         Ok(Some(note))
     }
+
+    /// How to give up the restore that left this note.
+    pub fn farewell(&self) -> String {
+        let settings = self.settings.iter().map(|(name, old)| format!(", CONFIG SET {name} \"{old}\""));
+        let password = if self.had_password { "<as it was>" } else { "" };
+        format!("REPLICAOF NO ONE, CONFIG SET {PASSWORD} \"{password}\"{}", settings.collect::<String>())
+    }
+}
+
+/// Whom a replica follows.
+fn followed(info: &str) -> (String, u16) {
+    let port = wire::info_number(info, "master_port").and_then(|port| u16::try_from(port).ok());
+    (wire::info(info, "master_host").unwrap_or_default().to_owned(), port.unwrap_or_default())
 }
 
 /// Whether anybody listens there.
@@ -102,6 +135,18 @@ fn answers(host: &str, port: u16) -> bool {
     // A name that cannot be resolved is one at which nobody listens.
     let Ok(mut addresses) = (host, port).to_socket_addrs() else { return false };
     addresses.any(|address| TcpStream::connect_timeout(&address, ANSWERS_WITHIN).is_ok())
+}
+
+/// Why a target could not bear a note, if so.
+pub(super) fn refuses(control: &mut Connection) -> Result<Option<String>> {
+    let Some(now) = control.config(NOTED_IN)? else {
+        return Ok(Some(format!("the target does not show `{NOTED_IN}`, where a note of the restore would be")));
+    };
+    // Nothing changes: it is what it was.
+    match control.ask(&[b"CONFIG", b"SET", NOTED_IN.as_bytes(), now.as_bytes()])? {
+        Reply::Error(text) => Ok(Some(format!("the target takes no note of the restore in `{NOTED_IN}`: {text}"))),
+        _ => Ok(None),
+    }
 }
 
 /// The settings of a target that are others while it follows us.
@@ -120,19 +165,31 @@ impl Loan {
         Self { note, old: Vec::new(), is_password_lost: false }
     }
 
-    /// What a restore that was killed has borrowed, in the name of the one that goes on.
-    pub fn taken_up(note: &Note, restore: &str) -> Self {
+    /// What a restore that was killed has borrowed, in the name of the one that goes on. `password` is the one
+    /// that the target has now: if it is no token of that restore's, somebody set it since, and it stays.
+    fn taken_up(note: &Note, restore: &str, password: Option<String>) -> Self {
         let note = Note { restore: restore.to_owned(), ..note.clone() };
+        let is_token = password.as_ref().is_some_and(|password| digest(password) == note.token);
         let known = |name: &&'static str| {
-            let old = if *name == PASSWORD { Some(String::new()) } else { note.settings.get(*name).cloned() };
+            let old = match *name {
+                PASSWORD if is_token => Some(String::new()),
+                PASSWORD => password.clone(),
+                name => note.settings.get(name).cloned(),
+            };
             Some((*name, old?))
         };
         let old = BORROWED.iter().filter_map(known).collect();
-        Self { is_password_lost: note.had_password, old, note }
+        Self { is_password_lost: is_token && note.had_password, old, note }
     }
 
-    /// Lets the target bear the note, and show `token` to its master; `false` where it will not show it.
-    pub fn borrow(&mut self, control: &mut Connection, token: &str) -> Result<bool> {
+    /// Takes up what a restore that was killed has borrowed.
+    pub fn take_up(control: &mut Connection, note: &Note, restore: &str) -> Result<Self> {
+        Ok(Self::taken_up(note, restore, control.config(PASSWORD)?))
+    }
+
+    /// Lets the target bear the note that it follows `feeder`, and show `token` to its master; `false` where
+    /// it will not show it.
+    pub fn borrow(&mut self, control: &mut Connection, feeder: (&str, u16), token: &str) -> Result<bool> {
         if self.old.is_empty() {
             for name in BORROWED {
                 self.old.extend(control.config(name)?.map(|value| (name, value)));
@@ -142,8 +199,15 @@ impl Loan {
             self.note.had_password = passwords.iter().any(|(_, old)| !old.is_empty());
             self.note.settings = settings.into_iter().map(|(name, old)| (name.to_owned(), old)).collect();
         }
+        let before = self.note.feeders.pop();
+        self.note.feeders = before.into_iter().chain([(feeder.0.to_owned(), feeder.1)]).collect();
+        self.note.token = digest(token);
         let note = self.note.text()?;
-        self.set(control, NOTED_IN, &note)?;
+        if !self.set(control, NOTED_IN, &note)? {
+            // Killed without a note, we would leave what nobody could tell from a replica.
+            return Err(Error::new(Kind::PermissionDenied, format!("the target takes no note in `{NOTED_IN}`"))
+                .hint("ACL SETUSER <user> +config|get +config|set; or restoreBy: keys"));
+        }
         let shows_token = self.set(control, PASSWORD, token)?;
         self.set(control, LOAD, "on-empty-db")?;
         Ok(shows_token)
@@ -158,9 +222,18 @@ impl Loan {
         Ok(!matches!(answer, Reply::Error(_)))
     }
 
-    /// Gives everything back, the note last. May be repeated.
+    /// Gives everything back but the note. May be repeated.
     pub fn put_back(&self, control: &mut Connection) -> Result<()> {
-        for (name, old) in self.old.iter().rev() {
+        self.restore_settings(control, |name| name != NOTED_IN)
+    }
+
+    /// Takes the note away, when the target is what it shall be. May be repeated.
+    pub fn end(&self, control: &mut Connection) -> Result<()> {
+        self.restore_settings(control, |name| name == NOTED_IN)
+    }
+
+    fn restore_settings(&self, control: &mut Connection, is_meant: impl Fn(&str) -> bool) -> Result<()> {
+        for (name, old) in self.old.iter().rev().filter(|(name, _)| is_meant(name)) {
             // What could not be changed then cannot be changed now.
             if control.config(name)?.as_ref() != Some(old) {
                 control.command(&["CONFIG", "SET", name, old])?;
@@ -206,8 +279,12 @@ mod tests {
         let mut note = Note::new("r1", None, None);
         note.settings.insert(NOTED_IN.to_owned(), "app".to_owned());
         note.had_password = true;
-        let loan = Loan::taken_up(&note, "r2");
+        note.token = digest("t0ken");
+        let loan = Loan::taken_up(&note, "r2", Some("t0ken".to_owned()));
         assert_eq!(loan.old, [(NOTED_IN, "app".to_owned()), (PASSWORD, String::new())]);
         assert!(loan.loss().unwrap().what.contains(PASSWORD));
+        let loan = Loan::taken_up(&note, "r2", Some("set since".to_owned()));
+        assert_eq!(loan.old, [(NOTED_IN, "app".to_owned()), (PASSWORD, "set since".to_owned())]);
+        assert_eq!(loan.loss(), None);
     }
 }

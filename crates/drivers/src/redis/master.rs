@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use stillpoint_core::driver::Context;
 use stillpoint_core::error::{Error, IoContext, Kind, Result};
 
+use super::STAMP_KEY;
 use super::client::{Access, Connection};
-use super::loan::Loan;
+use super::loan::{self, Loan};
 use super::wire::{self, Reply};
 
 /// How long the target may take to attach: it tries once a second.
@@ -64,8 +65,8 @@ impl Led<'_> {
     /// Makes the target load `feed`, and a master again. Returns the bytes that were sent.
     ///
     /// What the target held before is gone once it has received the image. On every way out it is a
-    /// master again, with the settings it had; where that fails too, the error says both. `is_begun`
-    /// is set before the image is announced to it.
+    /// master again, with the settings it had but for the note; where that fails too, the error says both.
+    /// `is_begun` is set before the image is announced to it.
     pub fn feed(
         &self,
         control: &mut Connection,
@@ -74,13 +75,14 @@ impl Led<'_> {
         is_begun: &Cell<bool>,
     ) -> Result<u64> {
         let listener = Listener::open(control, self.advertise)?;
-        let borrowed = self.loan.borrow_mut().borrow(control, &listener.token);
+        let feeder = (listener.host.as_str(), listener.port);
+        let borrowed = self.loan.borrow_mut().borrow(control, feeder, &listener.token);
         let outcome = borrowed.and_then(|shows_token| {
             let attached = attach(control, &listener, shows_token, context)?;
             serve(control, attached, feed, is_begun)
         });
         let cause = match outcome {
-            Ok(sent) => return self.let_go(control).map(|()| sent),
+            Ok(sent) => return self.let_go_loaded(control).map(|()| sent),
             Err(cause) => cause,
         };
         // A connection on which something failed may still owe an answer.
@@ -91,10 +93,17 @@ impl Led<'_> {
         Err(error.source(cause).hint("run the restore again: what it left behind is recognised"))
     }
 
-    /// Makes the target a master again, with the settings it had. May be repeated.
+    /// Makes the target a master again, with the settings it had, but for the note. May be repeated.
     pub fn let_go(&self, control: &mut Connection) -> Result<()> {
         // In this order: the target must not attach elsewhere with the old password.
         free(control)?;
+        self.loan.borrow().put_back(control)
+    }
+
+    /// The same for one that has loaded what it was fed: it is no copy that bears the stamp of another.
+    pub fn let_go_loaded(&self, control: &mut Connection) -> Result<()> {
+        free(control)?;
+        control.command(&["DEL", STAMP_KEY])?;
         self.loan.borrow().put_back(control)
     }
 }
@@ -111,7 +120,7 @@ pub(super) fn refuses(control: &mut Connection, info: &str) -> Result<Option<Str
     // A no-op on a master, and refused where the command is.
     match control.ask(&[b"REPLICAOF", b"NO", b"ONE"])? {
         Reply::Error(text) => Ok(Some(format!("the target refuses REPLICAOF: {text}"))),
-        _ => Ok(None),
+        _ => loan::refuses(control),
     }
 }
 

@@ -13,14 +13,14 @@ use super::client::{Connection, refusal};
 use super::config::RestoreBy;
 use super::drain::{self, ACL, IMAGE, REPLAY, ServerPart, StoreFacts};
 use super::expiry::{Expiry, RewrittenCommands, RewrittenImage};
-use super::kept::{Before, Undo};
+use super::kept::{self, Before, Undo, Unfinished};
 use super::keys::{self, Writers};
 use super::loan::{Loan, Note};
 use super::master::{self, Feed, Led};
 use super::part::Part;
 use super::rdb::Verified;
 use super::server::{self, Node};
-use super::{Redis, STAMP_KEY, users, wire};
+use super::{Redis, users, wire};
 
 /// The list of users is a line per user.
 const ACL_BYTES_MAX: u64 = 64 << 20;
@@ -44,30 +44,43 @@ pub(super) fn restore(
     let bytes = facts.servers.iter().map(|part| part.image_bytes + part.cut_offset - part.image_offset).sum();
     context.expect_bytes(bytes);
     let way = way(driver, &mut target, &facts, part)?;
-    let (before, loan) = target.before(driver, &request.restore, part.is_none(), context)?;
+    let unfinished = Unfinished::new(driver, target.control.endpoint(), request);
+    let (before, loan) = target.before(driver, &request.restore, part.is_none(), &unfinished, context)?;
     let advertise = driver.settings.advertise.as_deref();
     let led = Led { access: &driver.access, advertise, loan: RefCell::new(loan) };
     let Target { mut control, nodes, follower, occupied, .. } = target;
     // What an earlier try left half written counts as touched: after a further failure the old content comes back.
-    let is_touched = Cell::new(follower.is_some());
-    let job = Job { driver, context, source, facts: &facts, part, nodes: &nodes, led: &led, is_touched };
+    let is_touched = Cell::new(before.is_of_earlier);
+    let begin = || unfinished.begin(&before);
+    let job = Job { driver, context, source, facts: &facts, part, nodes: &nodes, led: &led, begin: &begin, is_touched };
     let outcome = match way {
         Way::Master => job.as_master(&mut control),
-        Way::Keys => job.by_keys(&mut control, occupied.is_some()),
+        Way::Keys => job.by_keys(&mut control, follower.is_some(), occupied.is_some()),
     };
-    match outcome {
+    let end = || kept::end(driver, &nodes, &led, &unfinished);
+    let error = match outcome {
         Ok(mut restored) => {
+            end()?;
             restored.kept_old = before.paths();
             restored.losses.extend(led.loan.borrow().loss());
-            Ok(restored)
+            return Ok(restored);
         }
         // What was not touched needs no undoing: that would undo what others wrote since.
-        Err(error) if !job.is_touched.get() => Err(error),
+        Err(error) if !job.is_touched.get() => match end() {
+            Ok(()) => error,
+            Err(stuck) => error.context("the target could not be told that it is over", stuck),
+        },
         Err(error) => {
-            let led = matches!(way, Way::Master).then_some(&led);
-            Err(Undo { driver, nodes: &nodes, before: &before, part, led }.run(error))
+            let is_led = matches!(way, Way::Master);
+            let unfinished = &unfinished;
+            Undo { driver, nodes: &nodes, before: &before, part, led: &led, is_led, unfinished }.run(error)
         }
-    }
+    };
+    let loss = led.loan.borrow().loss();
+    Err(match loss {
+        Some(loss) => error.context("lost", format!("{}: {}", loss.what, loss.why)),
+        None => error,
+    })
 }
 
 /// The target as it was found.
@@ -119,17 +132,34 @@ impl Target {
     }
 
     /// Keeps what there is, or takes up what was kept.
-    fn before(&mut self, driver: &Redis, restore: &str, is_whole: bool, context: &Context) -> Result<(Before, Loan)> {
+    fn before(
+        &mut self,
+        driver: &Redis,
+        restore: &str,
+        is_whole: bool,
+        unfinished: &Unfinished,
+        context: &Context,
+    ) -> Result<(Before, Loan)> {
         let (mut before, loan) = match &self.follower {
-            Some(note) => (Before::noted(note)?, Loan::taken_up(note, restore)),
+            Some(note) => (Before::noted(note)?, Loan::take_up(&mut self.control, note, restore)?),
             None => {
-                // Whoever let it go by hand may have written since: what it holds now is kept as well.
-                let forgotten = Note::read(&mut self.control)?.map(|note| Loan::taken_up(&note, restore));
-                let mut before = Before::save(driver, &self.nodes, restore, self.occupied.is_some(), context)?;
+                let note = Note::read(&mut self.control)?;
+                let forgotten = note.map(|note| Loan::take_up(&mut self.control, &note, restore)).transpose()?;
+                let save = || Before::save(driver, &self.nodes, restore, self.occupied.is_some(), context);
+                let mut before = match (unfinished.earlier()?, &forgotten) {
+                    (Some(mut earlier), Some(_)) => {
+                        // Whoever let it go by hand may have written since: what it holds now is kept as well.
+                        save()?.images().iter().cloned().for_each(|path| earlier.also(path));
+                        earlier
+                    }
+                    (Some(earlier), None) => earlier,
+                    (None, _) => save()?,
+                };
                 let mut loan = Loan::new(Note::new(restore, before.image(), before.stamp.as_deref()));
                 if let Some(forgotten) = forgotten {
                     forgotten.put_back(&mut self.control)?;
-                    before.others.extend(forgotten.kept());
+                    forgotten.end(&mut self.control)?;
+                    forgotten.kept().into_iter().for_each(|path| before.also(path));
                     loan.is_password_lost = forgotten.is_password_lost;
                 }
                 (before, loan)
@@ -198,6 +228,8 @@ struct Job<'a> {
     part: Option<&'a Part>,
     nodes: &'a [Node],
     led: &'a Led<'a>,
+    /// To be called before the first write.
+    begin: &'a dyn Fn() -> Result<()>,
     /// Whether the target may hold something else than before.
     is_touched: Cell<bool>,
 }
@@ -219,21 +251,22 @@ impl Job<'_> {
             let replay = RewrittenCommands::new(BufReader::new(replay), expiry);
             Feed { image: Box::new(RewrittenImage::new(image, expiry)?), image_bytes: None, replay: Box::new(replay) }
         };
+        (self.begin)()?;
         let bytes = self.led.feed(control, feed, self.context, &self.is_touched)?;
         wait_for_rewrite(control, self.context)?;
-        control.command(&["DEL", STAMP_KEY])?;
         let losses = self.acl(control)?;
         save(control, self.context)?;
         Ok(Restored { items: server::key_count(control)?, bytes, losses, ..Restored::default() })
     }
 
-    fn by_keys(&self, control: &mut Connection, is_occupied: bool) -> Result<Restored> {
+    fn by_keys(&self, control: &mut Connection, is_follower: bool, is_occupied: bool) -> Result<Restored> {
         let is_half_written = self.is_touched.get();
-        if is_half_written {
-            self.led.let_go(control)?;
+        if is_follower {
+            self.led.let_go_loaded(control)?;
         }
         let mut writers = Writers::open(self.driver, self.nodes)?;
         keys::check(&mut writers, self.context, self.source, self.facts, self.part)?;
+        (self.begin)()?;
         self.is_touched.set(true);
         if is_occupied || is_half_written {
             keys::clear(&mut writers, self.context, self.part)?;
@@ -245,7 +278,8 @@ impl Job<'_> {
             let mut control = Connection::open(&self.driver.access, &node.endpoint)?;
             items += server::key_count(&mut control)?;
             if self.part.is_none() {
-                losses.extend(self.acl(&mut control)?);
+                let of_users = self.acl(&mut control)?;
+                losses.extend(of_users.into_iter().filter(|loss| !losses.contains(loss)).collect::<Vec<_>>());
                 save(&mut control, self.context)?;
             }
         }
@@ -262,8 +296,12 @@ impl Job<'_> {
             return Ok(vec![Loss { what: "ACL users".to_owned(), why }]);
         }
         let lines = tree::read_small(self.source, &path, ACL_BYTES_MAX)?;
-        users::set(control, self.driver.access.user(), &String::from_utf8_lossy(&lines))?;
-        Ok(Vec::new())
+        let (lines, own) = (String::from_utf8_lossy(&lines), self.driver.access.user());
+        if !users::has_any(&lines, own) {
+            return Ok(Vec::new());
+        }
+        users::set(control, own, &lines)?;
+        Ok(users::save(control)?.into_iter().collect())
     }
 
     /// What cannot come back key by key.

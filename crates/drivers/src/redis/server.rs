@@ -113,10 +113,10 @@ pub(super) fn check_is_ready(connection: &mut Connection, info: &str) -> Result<
 pub(super) fn check_is_master(connection: &mut Connection, info: &str) -> Result<()> {
     check_is_ready(connection, info)?;
     if wire::info(info, "role") != Some("master") {
-        if let Some(note) = Note::read(connection)? {
+        if let Some(note) = Note::of_led(connection, info)? {
             let message = format!("the restore `{}` into {} was interrupted", note.restore, connection.endpoint());
             return Err(Error::new(Kind::Conflict, message)
-                .hint("run it again: it goes on; or give it up with REPLICAOF NO ONE and CONFIG SET masterauth \"\""));
+                .hint(format!("run it again: it goes on; or give it up: {}", note.farewell())));
         }
         let host = wire::info(info, "master_host").unwrap_or("?");
         let port = wire::info(info, "master_port").unwrap_or("?");

@@ -1189,12 +1189,27 @@ fn a_target_that_was_not_touched_is_not_undone() {
 fn restores_until_it_is_killed() {
     let given = |name: &str| std::env::var(format!("STILLPOINT_TEST_{name}")).ok();
     let (Some(from), Some(into), Some(kept)) = (given("FROM"), given("INTO"), given("KEPT")) else { return };
+    let by = given("BY").unwrap_or_else(|| "auto".to_owned());
     let scratch = tempfile::tempdir().unwrap();
     let at = |port: &str| {
-        open(json!({ "url": format!("redis://127.0.0.1:{port}"), "keepOld": kept }), scratch.path()).unwrap()
+        let settings = json!({ "url": format!("redis://127.0.0.1:{port}"), "keepOld": kept, "restoreBy": by });
+        open(settings, scratch.path()).unwrap()
     };
     let (tree, _) = trial::back_up(&at(&from), None);
     trial::restore(&at(&into), &tree, RestoreMode::InPlace, None).unwrap();
+}
+
+/// A process that restores what `source` holds into `target`, to be killed.
+fn restoring(source: &Server, target: &Server, by: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "redis::tests::restores_until_it_is_killed", "--ignored", "--test-threads=1"])
+        .env("STILLPOINT_TEST_FROM", source.port.to_string())
+        .env("STILLPOINT_TEST_INTO", target.port.to_string())
+        .env("STILLPOINT_TEST_KEPT", target.folder.path().join("kept"))
+        .env("STILLPOINT_TEST_BY", by)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// A target with old content, a stamp and a password for its master, whose restore was killed while it loaded.
@@ -1206,14 +1221,7 @@ fn interrupted(program: &Path, source: &Server) -> Server {
     target.hands().say("CONFIG SET masterauth s3cret");
     target.hands().say("CONFIG SET masteruser app");
     trial::run(target.open().unwrap().stamp(&Context::default(), &stamp())).unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "redis::tests::restores_until_it_is_killed", "--ignored", "--test-threads=1"])
-        .env("STILLPOINT_TEST_FROM", source.port.to_string())
-        .env("STILLPOINT_TEST_INTO", target.port.to_string())
-        .env("STILLPOINT_TEST_KEPT", target.folder.path().join("kept"))
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = restoring(source, &target, "auto");
     let shows = |text: &str| target.hands().say("INFO").lines().any(|line| line.trim() == text);
     wait_until("the target loads", || shows("loading:1") || shows("async_loading:1"));
     child.kill().unwrap();
@@ -1292,7 +1300,152 @@ fn what_a_killed_restore_left_is_taken_up_again() {
         let other = Server::start(&program, &[]);
         target.hands().say(&format!("REPLICAOF 127.0.0.1 {}", other.port));
         let error = fails(trial::restore(&target.open().unwrap(), &tree, RestoreMode::InPlace, None));
+        assert_eq!((error.kind(), error.is_temporary()), (Kind::Conflict, false), "{name}: {error}");
+        // Nobody listens there any more, and still it is the replica of another one.
+        drop(other);
+        let seen = |text: &str| target.hands().say("INFO replication").contains(text);
+        wait_until("the link is down", || seen("master_link_status:down"));
+        let error = fails(trial::restore(&target.open().unwrap(), &tree, RestoreMode::InPlace, None));
+        assert!(error.kind() == Kind::Conflict && error.message().contains("is a replica"), "{name}: {error}");
+        assert!(seen("role:slave"), "{name}");
+    }
+}
+
+#[test]
+fn a_target_that_takes_an_image_is_fed_though_nobody_listens_any_more() {
+    for (name, program) in programs("a_target_that_takes_an_image_is_fed_though_nobody_listens_any_more") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("DEBUG POPULATE 4000 key 100");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let target = interrupted(&program, &source);
+        let info = target.hands().say("INFO replication");
+        let port = info.lines().find_map(|line| line.trim().strip_prefix("master_port:")).unwrap().parse().unwrap();
+        // It takes the connection and no other, as one that is out of reach for us.
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        drop(listener);
+        let mut fed = Hands { stream: BufReader::new(socket) };
+        loop {
+            let command = fed.read().unwrap();
+            let answer: &[u8] = match command[0].as_slice() {
+                b"PSYNC" | b"SYNC" => break,
+                b"PING" => b"+PONG\r\n",
+                _ => b"+OK\r\n",
+            };
+            fed.stream.get_mut().write_all(answer).unwrap();
+        }
+        let begin = format!("+FULLRESYNC {} 0\r\n$1000000\r\n", "a".repeat(40));
+        fed.stream.get_mut().write_all(begin.as_bytes()).unwrap();
+        wait_until("the target takes the image", || {
+            target.hands().say("INFO replication").contains("master_sync_in_progress:1")
+        });
+        let error = fails(trial::restore(&target.open().unwrap(), &tree, RestoreMode::InPlace, None));
         assert_eq!((error.kind(), error.is_temporary()), (Kind::Conflict, true), "{name}: {error}");
+        assert!(target.hands().say("INFO replication").contains("master_sync_in_progress:1"), "{name}");
+    }
+}
+
+#[test]
+fn a_restore_that_was_killed_after_the_feeding_or_key_by_key_is_no_old_content() {
+    for (name, program) in programs("a_restore_that_was_killed_after_the_feeding_or_key_by_key_is_no_old_content") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("DEBUG POPULATE 100000 key 10");
+        trial::run(source.open().unwrap().stamp(&Context::default(), &stamp())).unwrap();
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let mut image = tree.files()["dump.rdb"].clone();
+        let end = image.len() - 3;
+        image[end] ^= 0x40;
+        let damaged = tree.clone().with_file(&[b"dump.rdb"], image);
+        for by in ["master", "keys"] {
+            let note = format!("{name} by {by}");
+            // Writing the content to its disk takes ten seconds. Valkey makes its append-only file of the image.
+            let (shown, slow): (_, &[&str]) = match name {
+                "redis" => ("aof_rewrite_in_progress:1", &["--appendonly", "yes", "--rdb-key-save-delay", "100"]),
+                _ => ("rdb_bgsave_in_progress:1", &["--save", "3600 1000000", "--rdb-key-save-delay", "100"]),
+            };
+            let target = Server::start(&program, if by == "master" { slow } else { &[] });
+            let mut hands = target.hands();
+            hands.say("SET old content");
+            hands.say("CONFIG SET masteruser app");
+            let mut child = restoring(&source, &target, by);
+            wait_until("the restore is midway", || match by {
+                "master" => {
+                    let info = hands.say("INFO");
+                    info.contains("role:master") && info.contains(shown) && info.contains("keys=10000")
+                }
+                _ => hands.say("EXISTS old") == "0" && hands.say("DBSIZE") != "0",
+            });
+            if by == "master" {
+                wait_until("the stamp is gone", || hands.say("EXISTS stillpoint:stamp") == "0");
+                assert!(hands.say("INFO persistence").contains(shown), "{note}");
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(hands.say("EXISTS old"), "0", "{note}");
+            let mut settings = target.settings();
+            settings["restoreBy"] = json!(by);
+            let driver = open(settings, target.folder.path()).unwrap();
+            let again = |tree: &MemoryTree, restore: &str| {
+                let request = RestoreRequest { mode: RestoreMode::InPlace, part: None, restore: restore.to_owned() };
+                trial::run(driver.restore(&Context::default(), tree, &request))
+            };
+            hands.say("CONFIG SET rdb-key-save-delay 0");
+            let error = fails(again(&damaged, "r1-try2"));
+            assert_eq!(error.kind(), Kind::Corrupt, "{note}: {error}");
+            assert_eq!((hands.say("GET old"), hands.say("DBSIZE")), ("content".to_owned(), "1".to_owned()), "{note}");
+            assert_eq!(hands.say("CONFIG GET masteruser"), "masteruser app", "{note}");
+            let kept =
+                || std::fs::read_dir(target.folder.path().join("kept")).unwrap().map(|entry| entry.unwrap().path());
+            assert!(kept().all(|path| path.extension().is_some_and(|ending| ending == "rdb")), "{note}");
+            hands.say("SET old newer");
+            again(&tree, "r1-try3").unwrap();
+            assert_eq!(hands.say("DBSIZE"), "100000", "{note}");
+            assert_eq!(hands.say("CONFIG GET masteruser"), "masteruser app", "{note}");
+        }
+    }
+}
+
+#[test]
+fn a_target_that_takes_no_note_is_restored_key_by_key() {
+    for (name, program) in programs("a_target_that_takes_no_note_is_restored_key_by_key") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let target = Server::start(&program, &[]);
+        target.hands().say("ACL SETUSER backup on >pw ~* &* +@all -config|set");
+        let mut settings = target.settings();
+        settings["user"] = json!("backup");
+        settings["password"] = json!("pw");
+        let auto = open(settings.clone(), target.folder.path()).unwrap();
+        settings["restoreBy"] = json!("master");
+        let master = open(settings, target.folder.path()).unwrap();
+        let error = fails(trial::restore(&master, &tree, RestoreMode::Fresh, None));
+        assert!(error.kind() == Kind::Unsupported && error.message().contains("masteruser"), "{name}: {error}");
+        trial::restore(&auto, &tree, RestoreMode::Fresh, None).unwrap();
+        assert_eq!(target.hands().say("GET a"), "1", "{name}");
+    }
+}
+
+#[test]
+fn users_that_came_back_are_there_after_a_restart_or_named() {
+    for (name, program) in programs("users_that_came_back_are_there_after_a_restart_or_named") {
+        let source = Server::start(&program, &[]);
+        source.hands().say("SET a 1");
+        source.hands().say("ACL SETUSER app on >pw ~app:* +get");
+        let (tree, _) = trial::back_up(&source.open().unwrap(), None);
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("users.acl");
+        std::fs::write(&file, "user default on nopass ~* &* +@all\n").unwrap();
+        for extra in [vec!["--aclfile", file.to_str().unwrap()], Vec::new()] {
+            let target = Server::start(&program, &extra);
+            let mut settings = target.settings();
+            settings["acl"] = json!(true);
+            let driver = open(settings, target.folder.path()).unwrap();
+            let restored = trial::restore(&driver, &tree, RestoreMode::Fresh, None).unwrap();
+            let is_named = restored.losses.iter().any(|loss| loss.what.contains("ACL users"));
+            assert_eq!(is_named, extra.is_empty(), "{name}: {restored:?}");
+        }
+        assert!(std::fs::read_to_string(&file).unwrap().contains("user app on"), "{name}");
     }
 }
 

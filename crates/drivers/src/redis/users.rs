@@ -2,9 +2,11 @@
 //!
 //! `default` and our own user are never touched: their passwords are the target's own.
 
+use stillpoint_core::driver::Loss;
 use stillpoint_core::error::Result;
 
 use super::client::Connection;
+use super::wire::Reply;
 
 /// The users of a server, a line each. Passwords are hashes.
 pub(super) fn list(control: &mut Connection) -> Result<String> {
@@ -54,6 +56,20 @@ pub(super) fn put_back(control: &mut Connection, own: &str, lines: &str) -> Resu
         }
     }
     set(control, own, lines)
+}
+
+/// Lets the users outlast a restart of the server; tells where they will not.
+pub(super) fn save(control: &mut Connection) -> Result<Option<Loss>> {
+    let lost = |why: String| Some(Loss { what: "ACL users, once the target starts again".to_owned(), why });
+    if control.config("aclfile")?.is_none_or(|path| path.is_empty()) {
+        return Ok(lost(
+            "the target shows no `aclfile` to save them to: CONFIG REWRITE where it has a file".to_owned(),
+        ));
+    }
+    Ok(match control.ask(&[b"ACL", b"SAVE"])? {
+        Reply::Error(text) => lost(format!("the target refuses ACL SAVE: {text}")),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ pub struct Target {
     pub identity: Option<Identity>,
     /// Its stamp.
     pub stamp: Option<Stamp>,
+    /// Why its stamp does not speak for all of it, and what can be done.
+    pub unclear: Option<(String, String)>,
     /// What it holds, for people; `None` if it is absent or empty.
     pub occupied: Option<String>,
 }
@@ -83,7 +85,8 @@ pub struct Fence<'a> {
 /// Asks a target who and what it is. Changes nothing.
 ///
 /// # Errors
-/// Those of the driver, but for `NotFound`: what does not exist yet has no identity.
+/// Those of the driver, but for `NotFound`: what does not exist yet has no identity. And for `Fenced` of its
+/// stamp: that speaks against making a copy there, not against replacing the original, which is typed.
 pub async fn look(store: &StoreName, driver: &dyn Driver, context: &Context) -> Result<Target> {
     let named = |error: Error| error.store(store.as_str()).operation("fence");
     let identity = match driver.identity(context).await {
@@ -91,9 +94,15 @@ pub async fn look(store: &StoreName, driver: &dyn Driver, context: &Context) -> 
         Err(error) if error.kind() == Kind::NotFound => None,
         Err(error) => return Err(named(error)),
     };
-    let stamp = driver.read_stamp(context).await.map_err(named)?;
+    let (stamp, unclear) = match driver.read_stamp(context).await {
+        Ok(stamp) => (stamp, None),
+        Err(error) if error.kind() == Kind::Fenced => {
+            (None, Some((error.message().to_owned(), error.hint_text().unwrap_or_default().to_owned())))
+        }
+        Err(error) => return Err(named(error)),
+    };
     let occupied = driver.occupied(context).await.map_err(named)?;
-    Ok(Target { store: store.clone(), identity, stamp, occupied })
+    Ok(Target { store: store.clone(), identity, stamp, unclear, occupied })
 }
 
 /// Turns findings into a refusal; `Ok` if there are none.
@@ -146,6 +155,10 @@ impl Fence<'_> {
         let own_copy = target.stamp.as_ref().is_some_and(|stamp| self.is_own(stamp));
         if let Some(identity) = &target.identity {
             found.extend(self.sources.iter().filter_map(|source| meets(source, identity, own_copy)));
+        }
+        if let Some(unclear) = &target.unclear {
+            found.push(unclear.clone());
+            return found;
         }
         match (&target.stamp, &target.occupied) {
             (Some(stamp), _) if !self.is_own(stamp) => found.push((

@@ -23,6 +23,7 @@ fn target(endpoint: &str) -> Target {
         store: StoreName::new("meta").expect("valid"),
         identity: Some(identity(endpoint, None)),
         stamp: None,
+        unclear: None,
         occupied: None,
     }
 }
@@ -82,6 +83,15 @@ fn what_bears_no_stamp_may_be_an_original() {
     assert_eq!(found, ["the target holds 3 keys and bears no stamp, so it may be somebody's original"]);
     let replaced = findings(Intent::Copy { replace: true }, "staging", &[full]);
     assert_eq!(replaced.len(), 1, "--replace is for stamped copies only");
+}
+
+#[test]
+fn what_is_stamped_in_part_is_no_place_for_a_copy_and_may_be_replaced_when_typed() {
+    let unclear = Some(("`a` bears a stamp, `b` none".to_owned(), "look whose it is".to_owned()));
+    let mixed = Target { unclear, occupied: Some("3 tables".to_owned()), ..target("db/app") };
+    assert_eq!(copy(std::slice::from_ref(&mixed)), ["`a` bears a stamp, `b` none"]);
+    let typed = [mixed.identity.as_ref().expect("there").typed().to_owned()];
+    assert_eq!(findings(Intent::InPlace { typed: &typed }, "production", &[mixed]), Vec::<String>::new());
 }
 
 #[test]

@@ -316,12 +316,16 @@ async fn mixed(
             continue;
         };
         let stamp = tokio::time::timeout(SOURCE_WITHIN, driver.read_stamp(context)).await;
-        if let Ok(Ok(Some(stamp))) = stamp
-            && stamp.point != statefile.point.as_str()
-        {
-            let what = format!("beside it stands `{other}`, restored from the point {}", stamp.point);
-            findings.extend(selected.first().map(|store| Finding { store: store.clone(), what, hint: hint() }));
-        }
+        let what = match stamp {
+            Ok(Ok(Some(stamp))) if stamp.point != statefile.point.as_str() => {
+                format!("beside it stands `{other}`, restored from the point {}", stamp.point)
+            }
+            Ok(Err(error)) if matches!(error.kind(), Kind::Conflict | Kind::Fenced) => {
+                format!("beside it stands `{other}`, and of which point that is cannot be told: {}", error.message())
+            }
+            _ => continue,
+        };
+        findings.extend(selected.first().map(|store| Finding { store: store.clone(), what, hint: hint() }));
     }
     findings
 }

@@ -88,6 +88,11 @@ impl Refusal {
     /// Reads the body of a failure; bodies may be absent or of a proxy.
     pub fn parse(body: &str) -> Self {
         let Ok(element) = Element::parse(body) else { return Self::default() };
+        Self::of(&element)
+    }
+
+    /// What a parsed answer says.
+    pub fn of(element: &Element) -> Self {
         Self { code: element.text_of("Code").to_owned(), message: element.text_of("Message").to_owned() }
     }
 }

@@ -24,7 +24,7 @@ use super::crew;
 use super::read::{Arrived, ContentReader};
 use crate::objects::client::{Fetched, Place, Skipped, Waiting};
 use crate::objects::keys;
-use crate::objects::wire::{self, Record, STAMP_KEY};
+use crate::objects::wire::{self, RESTORE_KEY, Record, STAMP_KEY};
 
 /// Objects up to this size are read while others are requested; larger ones are streamed.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
@@ -127,6 +127,39 @@ impl Bucket {
         }
         self.wait(async move { upload.complete().await })?.map_err(|error| failed("write", key, error))?;
         Ok(written)
+    }
+
+    /// The name of the restore that was begun here and not ended.
+    pub fn restore_begun(&self) -> Result<Option<String>> {
+        Ok(self.get_ours(RESTORE_KEY)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Notes that a restore has begun, so that it may go on after a crash.
+    pub fn begin_restore(&self, name: &str) -> Result<()> {
+        self.put_ours(RESTORE_KEY, name.as_bytes())
+    }
+
+    /// Removes what [`Bucket::begin_restore`] wrote.
+    pub fn end_restore(&self) -> Result<()> {
+        let (store, location) = (self.store.clone(), self.location(RESTORE_KEY.as_bytes())?);
+        self.wait(async move { store.delete(&location).await })?
+            .map_err(|error| failed("remove", RESTORE_KEY.as_bytes(), error))
+    }
+
+    /// Reads a small object of our own.
+    fn get_ours(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        let Some(mut content) = self.open(key.as_bytes())? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        content.read_to_end(&mut bytes).map_err(|error| Error::io(format!("cannot read `{key}`"), error))?;
+        Ok(Some(bytes))
+    }
+
+    fn put_ours(&self, key: &str, bytes: &[u8]) -> Result<()> {
+        let location = self.location(key.as_bytes())?;
+        let (store, payload) = (self.store.clone(), PutPayload::from(bytes.to_vec()));
+        self.wait(async move { store.put(&location, payload).await })?
+            .map(drop)
+            .map_err(|error| failed("write", key.as_bytes(), error))
     }
 }
 
@@ -261,7 +294,9 @@ impl Place for Bucket {
             for meta in page {
                 let meta = meta.map_err(|error| failed("list", self.prefix.as_ref().as_bytes(), error))?;
                 match self.key_of(&meta.location) {
-                    Some(key) if key != STAMP_KEY => visit(key.as_bytes().to_vec(), record(&meta))?,
+                    Some(key) if key != STAMP_KEY && key != RESTORE_KEY => {
+                        visit(key.as_bytes().to_vec(), record(&meta))?
+                    }
                     _ => {}
                 }
             }
@@ -318,18 +353,11 @@ impl Place for Bucket {
     }
 
     fn read_stamp(&self) -> Result<Option<Vec<u8>>> {
-        let Some(mut stamp) = self.open(STAMP_KEY.as_bytes())? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        stamp.read_to_end(&mut bytes).map_err(|error| Error::io("cannot read the stamp", error))?;
-        Ok(Some(bytes))
+        self.get_ours(STAMP_KEY)
     }
 
     fn write_stamp(&self, bytes: &[u8]) -> Result<()> {
-        let location = self.location(STAMP_KEY.as_bytes())?;
-        let (store, payload) = (self.store.clone(), PutPayload::from(bytes.to_vec()));
-        self.wait(async move { store.put(&location, payload).await })?
-            .map_err(|error| failed("write", STAMP_KEY.as_bytes(), error))?;
-        Ok(())
+        self.put_ours(STAMP_KEY, bytes)
     }
 }
 

@@ -191,6 +191,9 @@ pub(in super::super) struct Moment {
     pub uploads_from: FileTime,
     /// How far the clocks that date objects may be from the one that dated the cut.
     pub difference: Duration,
+    /// Whether the service was seen to tell fractions of a second: then a whole second is one moment of a
+    /// thousand, and not a time that was cut off.
+    pub tells_fractions: bool,
 }
 
 /// On which side of the cut a version was written.
@@ -209,6 +212,7 @@ impl Moment {
         at: FileTime { seconds: i64::MAX, nanos: 0 },
         uploads_from: FileTime { seconds: i64::MAX, nanos: 0 },
         difference: Duration::ZERO,
+        tells_fractions: false,
     };
 
     fn side(&self, entry: &Entry) -> Side {
@@ -216,7 +220,7 @@ impl Moment {
         let time = FileTime { seconds: entry.modified.0, nanos: entry.modified.1 };
         let (at, dated, difference) = (nanos(self.at), nanos(time), self.difference.as_nanos() as i128);
         // A time without fraction is taken for one that was cut off, and stands for all of its second.
-        let is_cut_off = time.nanos == 0;
+        let is_cut_off = time.nanos == 0 && !self.tells_fractions;
         let in_parts = entry.etag.as_deref().is_some_and(|etag| etag.contains('-'));
         if dated - difference > at {
             Side::After
@@ -255,6 +259,11 @@ impl Chooser {
         Self { moment, soon: None, open: None, done: None, later: 0 }
     }
 
+    /// Takes note that the service tells fractions of a second.
+    pub fn tells_fractions(&mut self) {
+        self.moment.tells_fractions = true;
+    }
+
     /// Takes the next version; adds to `known` what became known by it.
     pub fn push(&mut self, entry: Entry, known: &mut Vec<Chosen>) {
         if self.done.as_ref().is_some_and(|done| *done == entry.key) {
@@ -264,6 +273,11 @@ impl Chooser {
             self.finish(known);
         }
         if let Some(open) = self.open.take() {
+            if open.is_marker && entry.is_marker && !matches!(self.moment.side(&entry), Side::Before) {
+                // Both deletions may have come after the cut: what they hid comes yet.
+                self.open = Some(entry);
+                return;
+            }
             // The next older one of a key in doubt.
             self.done = Some(entry.key.clone());
             match (open.is_marker, entry.is_marker) {
@@ -352,7 +366,7 @@ mod tests {
     fn moment(at: (i64, u32), uploads_from: i64, difference_seconds: u64) -> Moment {
         let time = |(seconds, nanos)| FileTime { seconds, nanos };
         let difference = Duration::from_secs(difference_seconds);
-        Moment { at: time(at), uploads_from: time((uploads_from, 0)), difference }
+        Moment { at: time(at), uploads_from: time((uploads_from, 0)), difference, tells_fractions: false }
     }
 
     fn choose(entries: Vec<Entry>, at: (i64, u32)) -> Vec<(String, String, Option<String>)> {
@@ -426,6 +440,32 @@ mod tests {
                 doubt("h", "h1", DELETED),
             ]
         );
+    }
+
+    #[test]
+    fn what_several_deletions_in_doubt_hid_is_kept() {
+        let entries = |first: (i64, u32), second: (i64, u32)| {
+            vec![
+                entry("a", "a4", first, ""),
+                entry("a", "a3", first, ""),
+                entry("a", "a2", second, ""),
+                entry("a", "a1", (90, 1), "x"),
+                // The oldest deletion came before the cut for sure.
+                entry("b", "b4", first, ""),
+                entry("b", "b3", second, ""),
+                entry("b", "b2", (90, 1), ""),
+                entry("b", "b1", (80, 1), "x"),
+                entry("c", "c2", first, ""),
+                entry("c", "c1", second, ""),
+            ]
+        };
+        let expected = [("a".to_owned(), "a1".to_owned(), Some(DELETED.to_owned()))];
+        assert_eq!(choose(entries((100, 0), (100, 0)), (100, 700)), expected);
+        let found = choose_by(moment((100, 500), 90, 2), entries((99, 1), (99, 1))).0;
+        assert_eq!(found, expected);
+        // Whatever order the service gives them.
+        let found = choose_by(moment((100, 500), 90, 2), entries((99, 1), (101, 1))).0;
+        assert_eq!(found, expected);
     }
 
     #[test]
@@ -521,6 +561,18 @@ mod tests {
         Order::default().put(&mut page).unwrap();
         assert_eq!(keys(&page), "e2 e1");
         assert_eq!(order.put(&mut [entry("a", "a3", (40, 0), "x")]).unwrap_err().kind(), Kind::Unsupported);
+    }
+
+    #[test]
+    fn a_whole_second_is_a_time_as_any_other_where_fractions_are_told() {
+        let entries =
+            || vec![entry("a", "a2", (100, 0), ""), entry("a", "a1", (90, 1), "x"), entry("b", "b1", (100, 0), "x-3")];
+        let (doubted, _) = choose_by(moment((100, 700), 90, 0), entries());
+        assert!(doubted.iter().all(|(_, _, other)| other.is_some()) && doubted.len() == 2, "{doubted:?}");
+        let (sure, _) = choose_by(Moment { tells_fractions: true, ..moment((100, 700), 90, 0) }, entries());
+        let shown: Vec<&str> = sure.iter().map(|(_, version, _)| version.as_str()).collect();
+        assert_eq!(shown, ["a2", "b1"], "the marker, and the object");
+        assert!(sure.iter().all(|(_, _, other)| other.is_none()), "{sure:?}");
     }
 
     #[test]

@@ -16,10 +16,10 @@ use super::answers::Entry;
 use super::crew;
 use super::facts;
 use super::read::{ContentReader, Reader};
-use super::request::Client;
+use super::request::{Client, is_in_archive};
 use super::s3::S3;
 use super::verbs::{self, Which};
-use super::write::Job;
+use super::write::{Job, left_by_copies};
 use crate::objects::client::Fetched;
 use crate::objects::drain::{Items, Lines, Losses, unreadable};
 use crate::objects::spool::{Entries, Sorted, Sorter};
@@ -87,7 +87,7 @@ pub(super) async fn copy_object(origin: &Origin<'_>, target: &Client, key: &[u8]
             done.push(target.copy_part(key, &upload, index + 1, &source, (first, first + size - 1)).await?);
             first += size;
         }
-        target.complete_upload(key, &upload, &done, false).await
+        target.complete_upload(key, &upload, &done, first, false).await
     };
     let completed = completed.await;
     match completed {
@@ -261,7 +261,7 @@ pub(super) fn restore(job: &Job<'_>) -> Result<Restored> {
         match copied {
             Ok(_) => {}
             // It lies in an archive by now: the others come back all the same.
-            Err(error) if error.kind() == Kind::Unsupported => {
+            Err(error) if is_in_archive(&error) => {
                 let mut failed = failed.lock().expect("no holder panics");
                 failed.0.add(&key, &error.to_string())?;
                 failed.1 = failed.1.take().or(Some(error));
@@ -287,7 +287,9 @@ pub(super) fn restore(job: &Job<'_>) -> Result<Restored> {
     if items == 0 && job.summary.objects > 0 {
         return Err(Error::new(Kind::NotFound, format!("the point holds nothing at `{}`", job.top)));
     }
-    Ok(Restored { items, bytes, losses: losses.finish()?.0, ..Restored::default() })
+    let mut losses = losses.finish()?.0;
+    losses.extend(left_by_copies(job, items));
+    Ok(Restored { items, bytes, losses, ..Restored::default() })
 }
 
 /// Where the objects lie that the point refers to.

@@ -6,7 +6,8 @@
 //! | page | what it does |
 //! |---|---|
 //! | [`sign`] | signatures and the encoding of keys; pure |
-//! | [`request`] | one request: retries, rate, time-outs, what errors mean |
+//! | [`request`] | one request: time-outs, what errors mean |
+//! | [`tries`] | when a request is sent, and sent again |
 //! | [`answers`] | what comes back as XML; pure |
 //! | [`verbs`] | the calls of S3 that are needed, each with the privilege it takes |
 //! | [`clock`] | the service's time, which alone dates a cut |
@@ -39,5 +40,6 @@ pub(super) mod s3;
 mod sign;
 #[cfg(test)]
 mod tests;
+mod tries;
 pub(super) mod verbs;
 pub(super) mod write;

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use super::answers;
 use super::crew::{self, Owed};
 use super::facts;
-use super::request::{Answer, Client};
+use super::request::{Answer, Client, is_unknown};
 use super::verbs::Which;
 use crate::objects::client::{Attributes, Fetched, Waiting, WaitingFacts};
 use crate::objects::wire::{self, Record};
@@ -132,10 +132,18 @@ impl Reader {
         let privilege = if which.version.is_some() { "s3:GetObjectVersionTagging" } else { "s3:GetObjectTagging" };
         let text = match self.client.document(which, "tagging", privilege).await {
             // It knows no tags, so that nobody can have set any.
-            Err(error) if error.kind() == Kind::Unsupported => {
+            Err(error) if is_unknown(&error) => {
                 self.tags.are_unknown.store(true, Ordering::Relaxed);
                 return Ok(None);
             }
+            // Told of this object alone, as of a deletion marker: of others there may be tags.
+            Err(error) if error.kind() == Kind::Unsupported => match self.client.head(which, None).await {
+                Ok(_) => return Ok(None),
+                Err(gone) if matches!(gone.kind(), Kind::NotFound | Kind::Unsupported) => {
+                    return Err(Error::new(Kind::NotFound, "the object is gone").source(error));
+                }
+                Err(error) => return Err(error),
+            },
             other => other?,
         };
         self.tags.may_ask.store(true, Ordering::Relaxed);
@@ -165,6 +173,23 @@ impl Reader {
         Ok(attributes)
     }
 
+    /// What was asked of an object that was there a moment ago; `None` if it has gone since.
+    async fn unless_gone<T>(&self, which: Which<'_>, asked: Result<T>) -> Result<Option<T>> {
+        let error = match asked {
+            Err(error) if error.kind() == Kind::NotFound => error,
+            other => return other.map(Some),
+        };
+        match self.client.head(which, None).await {
+            // It is there, and what was asked for is not.
+            Ok(_) => return Err(error),
+            Err(gone) if matches!(gone.kind(), Kind::NotFound | Kind::Unsupported) => {}
+            Err(error) => return Err(error),
+        }
+        // A bucket that is gone is no loss of one object: this fails if it is.
+        self.client.time(&self.prefix).await?;
+        Ok(None)
+    }
+
     /// Begins to ask what is kept of an object beside its bytes and parts; `key` is the one in the bucket.
     pub fn begin_facts(self: &Arc<Self>, key: Vec<u8>, record: Record) -> WaitingFacts {
         let (debt, owed) = crew::owed();
@@ -174,7 +199,10 @@ impl Reader {
                 let _slot = reader.slots.acquire().await.map_err(closed)?;
                 let which = Which { key: &key, version: record.version.as_deref() };
                 match reader.client.head(which, None).await {
-                    Ok(answer) => reader.attributes(which, &answer.headers, false).await.map(Some),
+                    Ok(answer) => {
+                        let asked = reader.attributes(which, &answer.headers, false).await;
+                        reader.unless_gone(which, asked).await
+                    }
                     Err(error) if error.kind() == Kind::NotFound => {
                         reader.client.time(&reader.prefix).await?;
                         Ok(None)
@@ -218,7 +246,8 @@ impl Reader {
             record.size = length.and_then(|length| length.parse().ok()).unwrap_or(record.size);
             (record.etag, record.version) = (etag.map(str::to_owned), None);
         }
-        let mut attributes = self.attributes(which, &answer, body.is_some()).await?;
+        let asked = self.attributes(which, &answer, body.is_some()).await;
+        let Some(mut attributes) = self.unless_gone(which, asked).await? else { return Ok(Got::Gone) };
         if let Some(sizes) = self.parts(&which, &record).await? {
             attributes.push((wire::attribute_name("parts"), facts::write_parts(&sizes).into_bytes()));
         }

@@ -4,10 +4,9 @@
 //! Knows no call by name; those stand in [`super::verbs`].
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::ClientConfigKey;
@@ -17,9 +16,10 @@ use reqwest::{Method, StatusCode};
 use sha2::{Digest, Sha256};
 use stillpoint_core::error::{Error, Kind, Result};
 
-use super::answers::Refusal;
+use super::answers::{Element, Refusal};
 use super::options;
 use super::sign::{self, Signed, Signer};
+use super::tries::{Pace, Tries};
 use crate::objects::keys;
 
 /// How long a service may take to accept the next bytes, to begin an answer, and to send the next bytes of one.
@@ -29,13 +29,10 @@ const WORK_TIME_MAX: Duration = Duration::from_secs(15 * 60);
 /// What is handed to the connection at a time: as long as that goes on, a slow line is no dead one.
 const SENT_BYTES: usize = 64 << 10;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-/// How often one request is sent, and for how long; how often it is, however long that takes.
-const TRIES_MAX: u32 = 8;
-const RETRY_TIME_MAX: Duration = Duration::from_secs(90);
-const TRIES_MIN: u32 = 3;
-/// The first pause between two tries; it doubles, and a random part of it is waited.
-const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(20);
+/// What helps with an object that lies in an archive.
+const IN_ARCHIVE: &str = "its storage class keeps it in an archive: restore it there first";
+/// What is said of a request that the service knows for no object at all.
+const UNKNOWN: &str = "the service does not know this kind of request";
 /// SHA-256 of nothing.
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -207,6 +204,9 @@ impl Progress {
     }
 }
 
+/// What became of a request that was sent once; a failure comes with how long the service wishes to be left alone.
+type Outcome<T> = std::result::Result<T, (Error, Option<Duration>)>;
+
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Client({}{})", self.inner.service, self.inner.path)
@@ -329,34 +329,41 @@ impl Client {
 
     /// Sends a request until it is answered, or until trying again cannot help or has taken too long.
     pub async fn send(&self, request: &Request) -> Result<Answer> {
-        let begin = Instant::now();
-        let mut pause = PAUSE;
-        for attempt in 1.. {
+        let mut tries = Tries::new();
+        loop {
             self.inner.pace.wait().await;
-            let (error, wished) = match self.send_once(request).await {
+            match self.send_once(request).await {
                 Ok(answer) => return Ok(answer),
-                Err(failure) => failure,
-            };
-            let wait = wished.unwrap_or_else(|| pause / 2 + random_part(pause / 2)).min(PAUSE_MAX);
-            if !error.is_temporary() {
-                return Err(error);
+                Err((error, wished)) => tries.wait(&self.inner.repeated, error, wished).await?,
             }
-            let is_late = attempt >= TRIES_MIN && begin.elapsed() + wait > RETRY_TIME_MAX;
-            if attempt >= TRIES_MAX || is_late {
-                let seconds = begin.elapsed().as_secs();
-                return Err(error
-                    .status(stillpoint_core::error::Status::Persistent)
-                    .context("tried", format!("{attempt} times in {seconds} s")));
-            }
-            self.inner.repeated.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(wait).await;
-            pause = (pause * 2).min(PAUSE_MAX);
         }
-        Err(Error::internal("a request was never sent"))
+    }
+
+    /// The same for work that takes long: services answer "success" first, and tell of a failure in the body.
+    /// Counts in `tries` how often it was sent.
+    pub async fn send_long(&self, request: &Request, tries: &mut Tries) -> Result<(HeaderMap, Element)> {
+        loop {
+            self.inner.pace.wait().await;
+            match self.send_long_once(request).await {
+                Ok(done) => return Ok(done),
+                Err((error, wished)) => tries.wait(&self.inner.repeated, error, wished).await?,
+            }
+        }
+    }
+
+    async fn send_long_once(&self, request: &Request) -> Outcome<(HeaderMap, Element)> {
+        let answer = self.send_once(request).await?;
+        let headers = answer.headers.clone();
+        let element = answer.text().await.and_then(|text| Element::parse(&text)).map_err(|error| (error, None))?;
+        if element.name != "Error" {
+            return Ok((headers, element));
+        }
+        let refusal = Refusal::of(&element);
+        Err((self.refused(request, StatusCode::OK, &headers, &refusal), wished_pause(&headers)))
     }
 
     /// A failure comes with how long the service wishes to be left alone.
-    async fn send_once(&self, request: &Request) -> std::result::Result<Answer, (Error, Option<Duration>)> {
+    async fn send_once(&self, request: &Request) -> Outcome<Answer> {
         let progress = Progress::default();
         let built = self.build(request, &progress).await.map_err(|error| (error, None))?;
         self.inner.sent.fetch_add(1, Ordering::Relaxed);
@@ -483,13 +490,12 @@ impl Client {
                 Error::new(Kind::Unauthenticated, format!("the service does not accept the credentials for `{bucket}`"))
                     .hint("check access_key_id, secret_access_key, and the region")
             }
-            ("InvalidObjectState", _) => {
-                plain(Kind::Unsupported).hint("its storage class keeps it in an archive: restore it there first")
-            }
+            ("InvalidObjectState", _) => plain(Kind::Unsupported).hint(IN_ARCHIVE),
             ("KMS.DisabledException" | "KMS.NotFoundException", _) => {
                 plain(Kind::PermissionDenied).hint("its encryption key cannot be used")
             }
-            ("NotImplemented" | "MethodNotAllowed", _) | (_, 405 | 501) => plain(Kind::Unsupported),
+            ("NotImplemented", _) | (_, 501) => plain(Kind::Unsupported).hint(UNKNOWN),
+            ("MethodNotAllowed", _) | (_, 405) => plain(Kind::Unsupported),
             ("BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch", _) => plain(Kind::Corrupt).temporary(),
             ("SlowDown" | "RequestLimitExceeded" | "Throttling" | "TooManyRequests", _) | (_, 429 | 503) => {
                 plain(Kind::RateLimited)
@@ -523,6 +529,16 @@ impl Client {
     }
 }
 
+/// Whether an object could not be read because it lies in an archive.
+pub(super) fn is_in_archive(error: &Error) -> bool {
+    error.kind() == Kind::Unsupported && error.hint_text() == Some(IN_ARCHIVE)
+}
+
+/// Whether the service does not know such a request at all, which other objects will not change.
+pub(super) fn is_unknown(error: &Error) -> bool {
+    error.kind() == Kind::Unsupported && error.hint_text() == Some(UNKNOWN)
+}
+
 /// Whether a part of the key is `.` or `..`: addresses drop such parts, even when they are encoded.
 pub(super) fn has_dots(key: &[u8]) -> bool {
     key.split(|&byte| byte == b'/').any(|part| part == b"." || part == b"..")
@@ -550,40 +566,6 @@ pub(super) fn served_at(headers: &HeaderMap) -> Option<jiff::Timestamp> {
 fn wished_pause(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(reqwest::header::RETRY_AFTER)?.to_str().ok()?;
     text.parse().ok().map(Duration::from_secs)
-}
-
-/// Between nothing and all of `whole`, so that many clients do not come back at once.
-fn random_part(whole: Duration) -> Duration {
-    let number = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    whole.mul_f64((number >> 11) as f64 / (1u64 << 53) as f64)
-}
-
-/// Spreads requests over time.
-struct Pace {
-    gap: Option<Duration>,
-    next: Mutex<Instant>,
-}
-
-impl Pace {
-    fn again(&self) -> Self {
-        Self { gap: self.gap, next: Mutex::new(Instant::now()) }
-    }
-
-    fn new(per_second_max: Option<u32>) -> Self {
-        let gap = per_second_max.map(|count| Duration::from_secs(1) / count.max(1));
-        Self { gap, next: Mutex::new(Instant::now()) }
-    }
-
-    async fn wait(&self) {
-        let Some(gap) = self.gap else { return };
-        let turn = {
-            let mut next = self.next.lock().expect("no holder panics");
-            let turn = (*next).max(Instant::now());
-            *next = turn + gap;
-            turn
-        };
-        tokio::time::sleep_until(turn.into()).await;
-    }
 }
 
 /// Headers whose names begin with `prefix`, without it.

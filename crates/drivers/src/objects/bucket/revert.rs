@@ -19,9 +19,9 @@ use super::crew::{self, Memory};
 use super::listing::{Listing, Moment};
 use super::mirror::{self, Origin, Present, copy_object, part_of, token};
 use super::read::Reader;
-use super::request::has_dots;
+use super::request::{has_dots, is_in_archive};
 use super::verbs::{What, Which};
-use super::write::{Job, MEMORY_BYTES, Writer};
+use super::write::{Job, MEMORY_BYTES, Writer, left_by_copies};
 use crate::objects::drain::{Lines, Losses};
 use crate::objects::keys;
 use crate::objects::spool::{Sorted, Sorter};
@@ -70,7 +70,7 @@ pub(super) fn revert(job: &Job<'_>) -> Result<Restored> {
     })?;
     let losses = Mutex::new(losses);
     let memory = Memory::new(MEMORY_BYTES);
-    let items = AtomicU64::new(0);
+    let (items, hidden) = (AtomicU64::new(0), AtomicU64::new(0));
     let bytes = crew::each(
         job.s3.connections,
         job.context,
@@ -80,7 +80,7 @@ pub(super) fn revert(job: &Job<'_>) -> Result<Restored> {
                 Step::Leave(..) => return Ok(0),
                 Step::Restore(key, record, way) => match bring_back(job, &plan, &memory, key, record, way) {
                     // It lies in an archive by now: the others come back all the same.
-                    Err(error) if error.kind() == Kind::Unsupported => {
+                    Err(error) if is_in_archive(&error) => {
                         losses.lock().expect("no holder panics").add(key, &error.to_string())?;
                         return Ok(0);
                     }
@@ -89,6 +89,7 @@ pub(super) fn revert(job: &Job<'_>) -> Result<Restored> {
                 Step::Hide(key) => {
                     let (client, key) = (job.s3.client.clone(), job.s3.whole_key(key));
                     job.s3.wait(async move { client.delete(Which::newest(&key)).await })?;
+                    hidden.fetch_add(1, Ordering::Relaxed);
                     0
                 }
             };
@@ -98,8 +99,10 @@ pub(super) fn revert(job: &Job<'_>) -> Result<Restored> {
         },
     )?;
     let kept_old = vec![format!("the older versions of the keys in the bucket `{bucket}`")];
-    let losses = losses.into_inner().expect("no holder panics").finish()?.0;
-    Ok(Restored { items: items.into_inner(), bytes, losses, kept_old })
+    let mut losses = losses.into_inner().expect("no holder panics").finish()?.0;
+    let items = items.into_inner();
+    losses.extend(left_by_copies(job, items - hidden.into_inner()));
+    Ok(Restored { items, bytes, losses, kept_old })
 }
 
 /// What the point wants, beside what there is.
@@ -179,9 +182,13 @@ impl Plan {
                     }
                 }
                 expected = wanted.next_entry()?;
-            } else if let Some((sort_key, _)) = current {
+            } else if let Some((sort_key, payload)) = current {
                 let key = key_of(&sort_key)?;
-                give(if has_dots(&key) { Step::Leave(key, DOTS) } else { Step::Hide(key) })?;
+                give(match has_dots(&key) {
+                    true => Step::Leave(key, DOTS),
+                    false if was_left_out(job, &Record::parse(&payload)?)? => Step::Leave(key, ARCHIVED),
+                    false => Step::Hide(key),
+                })?;
             }
         }
     }
@@ -197,6 +204,15 @@ impl Mirror {
         })?;
         Ok(Self { versions, reader: Arc::new(job.s3.reader.beside(client, prefix)) })
     }
+}
+
+/// Whether an object that the point does not list may be there since before its cut: points without bytes leave
+/// out what lies in an archive.
+fn was_left_out(job: &Job<'_>, live: &Record) -> Result<bool> {
+    let nanos = i128::from(live.modified.0) * 1_000_000_000 + i128::from(live.modified.1);
+    let difference = job.driver.settings.clock_difference()?.as_nanos() as i128;
+    let is_old = nanos <= i128::from(job.summary.cut_nanos) + difference;
+    Ok(!job.summary.mode.is_copy() && live.is_archived() && is_old)
 }
 
 /// The versions that there are of a key, as tokens.

@@ -236,7 +236,7 @@ impl S3 {
     pub fn at_cut(
         &self,
         context: &Context,
-        moment: Moment,
+        mut moment: Moment,
         visit: &mut dyn FnMut(Vec<u8>, Record) -> Result<()>,
     ) -> Result<Seen> {
         let mut seen = Seen::default();
@@ -252,7 +252,12 @@ impl S3 {
             })
         };
         self.listing(What::Versions)?.run(context, &mut |range, entry| {
-            choosers.entry(range).or_insert_with(|| Chooser::new(moment)).push(entry, &mut known);
+            moment.tells_fractions |= entry.modified.1 != 0;
+            let chooser = choosers.entry(range).or_insert_with(|| Chooser::new(moment));
+            if moment.tells_fractions {
+                chooser.tells_fractions();
+            }
+            chooser.push(entry, &mut known);
             take(&mut known)
         })?;
         for chooser in choosers.values_mut() {

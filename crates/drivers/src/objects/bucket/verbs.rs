@@ -4,11 +4,13 @@
 
 use bytes::Bytes;
 use reqwest::Method;
+use reqwest::header::HeaderMap;
 use stillpoint_core::error::{Error, Kind, Result};
 
 use super::answers::{Element, Entry, Page, Versioning};
 use super::request::{Answer, Client, Purpose, Request};
 use super::sign;
+use super::tries::Tries;
 
 /// Keys on a page; no service gives more.
 const PAGE_KEYS: &str = "1000";
@@ -245,16 +247,17 @@ impl Client {
         let request = Request::new(WRITE, Method::PUT, Some(key)).query("partNumber", number.to_string());
         let request = request.query("uploadId", upload).header("x-amz-copy-source", source);
         let request = request.header("x-amz-copy-source-range", format!("bytes={}-{}", range.0, range.1));
-        let text = self.send(&request.patient()).await?.text().await?;
-        Ok(Part { number, etag: late_success(&text, "a part was not copied")?.text_of("ETag").to_owned() })
+        let (_, copied) = self.send_long(&request.patient(), &mut Tries::new()).await?;
+        Ok(Part { number, etag: copied.text_of("ETag").to_owned() })
     }
 
-    /// Makes an object of the parts.
+    /// Makes an object of the parts, which have `size` bytes; returns its version.
     pub async fn complete_upload(
         &self,
         key: &[u8],
         upload: &str,
         parts: &[Part],
+        size: u64,
         if_absent: bool,
     ) -> Result<Option<String>> {
         let lines = parts.iter().map(|part| {
@@ -266,10 +269,27 @@ impl Client {
         if if_absent {
             request = request.header("if-none-match", "*");
         }
-        let answer = self.send(&request.patient()).await?;
-        let version = answer.header("x-amz-version-id").map(str::to_owned);
-        late_success(&answer.text().await?, "the parts were not put together")?;
-        Ok(version)
+        let mut tries = Tries::new();
+        match self.send_long(&request.patient(), &mut tries).await {
+            Ok((headers, _)) => Ok(version_of(&headers)),
+            // An upload that was put together is no upload any more: the answer to that may have been lost.
+            Err(error) if error.kind() == Kind::NotFound && tries.were_several() => {
+                self.completed(key, parts, size).await?.ok_or(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The version of a key, if it holds an object of so many bytes and parts.
+    async fn completed(&self, key: &[u8], parts: &[Part], size: u64) -> Result<Option<Option<String>>> {
+        let answer = match self.head(Which::newest(key), None).await {
+            Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let length = answer.header("content-length").and_then(|length| length.parse::<u64>().ok());
+        let count = answer.header("etag").and_then(|etag| etag.trim_matches('"').rsplit_once('-')?.1.parse().ok());
+        let is_it = (length, count) == (Some(size), Some(parts.len()));
+        Ok(is_it.then(|| version_of(&answer.headers)))
     }
 
     /// Forgets an upload and its parts.
@@ -291,10 +311,8 @@ impl Client {
     pub async fn copy(&self, source: &str, key: &[u8], headers: &[(String, Vec<u8>)]) -> Result<Option<String>> {
         let mut request = Request::new(WRITE, Method::PUT, Some(key)).header("x-amz-copy-source", source);
         request.headers.extend_from_slice(headers);
-        let answer = self.send(&request.patient()).await?;
-        let version = answer.header("x-amz-version-id").map(str::to_owned);
-        late_success(&answer.text().await?, "the object was not copied")?;
-        Ok(version)
+        let (headers, _) = self.send_long(&request.patient(), &mut Tries::new()).await?;
+        Ok(version_of(&headers))
     }
 
     /// Deletes; in a bucket with versions, without naming one, this writes a marker.
@@ -327,12 +345,7 @@ impl Client {
     }
 }
 
-/// Long copies answer "success" first and may fail later, in the body.
-fn late_success(text: &str, what: &str) -> Result<Element> {
-    let element = Element::parse(text)?;
-    if element.name != "Error" {
-        return Ok(element);
-    }
-    let said = format!("{}: {}", element.text_of("Code"), element.text_of("Message"));
-    Err(Error::new(Kind::Io, what).source(said))
+/// The version that was written.
+fn version_of(headers: &HeaderMap) -> Option<String> {
+    headers.get("x-amz-version-id").and_then(|version| version.to_str().ok()).map(str::to_owned)
 }

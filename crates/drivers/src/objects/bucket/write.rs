@@ -50,13 +50,14 @@ pub(in super::super) struct Job<'a> {
 /// Writes the objects to an empty bucket or prefix, or sets the bucket back in time.
 pub(in super::super) fn restore(job: &Job<'_>) -> Result<Restored> {
     job.context.check()?;
-    if job.request.mode == RestoreMode::InPlace {
+    let (s3, name) = (job.s3, &job.request.restore);
+    let begun = s3.restore_begun()?;
+    let is_ours = begun.as_ref().is_some_and(|begun| is_try_of(job.request, &begun.name));
+    // Later tries come in place, whatever the first one was: what it began in an empty bucket goes on there.
+    if job.request.mode == RestoreMode::InPlace && !is_ours {
         return revert::revert(job);
     }
-    let (s3, name) = (job.s3, &job.request.restore);
     let is_new = make_bucket(job)?;
-    let begun = s3.restore_begun()?;
-    let is_ours = begun.as_ref().is_some_and(|begun| begun.name == *name);
     if !is_ours && let Some(what) = crate::objects::client::Place::occupied(s3)? {
         let hint = match begun {
             Some(RestoreBegun { name: begun, .. }) => {
@@ -83,6 +84,25 @@ pub(in super::super) fn restore(job: &Job<'_>) -> Result<Restored> {
     }
     s3.end_restore()?;
     Ok(restored)
+}
+
+/// What a service leaves behind when it copies so many objects, as far as the settings ask for it.
+pub(super) fn left_by_copies(job: &Job<'_>, copied: u64) -> Option<Loss> {
+    let settings = &job.driver.settings;
+    let what = match (settings.lock, settings.acl) {
+        _ if copied == 0 => return None,
+        (true, true) => "locks and access control lists",
+        (true, false) => "locks",
+        (false, true) => "access control lists",
+        (false, false) => return None,
+    };
+    let why = "were not set: a service copies objects without them".to_owned();
+    Some(Loss { what: format!("{what} of {copied} objects, where they had any"), why })
+}
+
+/// Whether a note of a restore that was begun is that of this one, or of an earlier try of it.
+pub(in super::super) fn is_try_of(request: &RestoreRequest, begun: &str) -> bool {
+    begun == request.restore || request.earlier().iter().any(|earlier| earlier == begun)
 }
 
 /// Creates the bucket, if it is absent and that is allowed; tells whether it did.
@@ -257,7 +277,8 @@ impl Writer<'_> {
         let written = self.send_parts(key, &upload, content, sizes);
         let completed = written.and_then(|parts| {
             let (client, key, upload, if_absent) = (client.clone(), key.to_vec(), upload.clone(), self.if_absent);
-            s3.wait(async move { client.complete_upload(&key, &upload, &parts, if_absent).await.map(drop) })
+            let size = sizes.iter().sum();
+            s3.wait(async move { client.complete_upload(&key, &upload, &parts, size, if_absent).await.map(drop) })
         });
         completed.or_else(|error| {
             let key = key.to_vec();

@@ -135,8 +135,7 @@ impl Archive {
         Ok(Self { path: path.to_owned(), entries: entries(&text) })
     }
 
-    /// Makes the definitions of one step in `database`, but for those that stand already. Returns what the role
-    /// was not allowed to do.
+    /// Makes the definitions of one step in `database`. Returns what the role was not allowed to do.
     ///
     /// The program's connections may deadlock with each other, and it goes on without what failed then:
     /// `again` runs such statements once more, one after the other.
@@ -145,12 +144,11 @@ impl Archive {
         tools: &Tools,
         database: &str,
         (step, manner): (Step, Manner),
-        stands: &BTreeSet<u32>,
         again: &mut dyn FnMut(&str) -> Result<()>,
         context: &Context,
     ) -> Result<Vec<Loss>> {
         let mut command = tools.command("pg_restore", database);
-        if !self.choose(&mut command, (step, manner), &|id| !stands.contains(&id))? {
+        if !self.choose(&mut command, (step, manner), None)? {
             return Ok(Vec::new());
         }
         command.arg("--dbname").arg(connection_text(database));
@@ -175,7 +173,7 @@ impl Archive {
         context: &Context,
     ) -> Result<String> {
         let mut command = tools.offline("pg_restore");
-        if !self.choose(&mut command, (step, manner), &|id| wanted.contains(&id))? {
+        if !self.choose(&mut command, (step, manner), Some(wanted))? {
             return Ok(String::new());
         }
         command.arg("--file=-").arg(&self.path);
@@ -191,14 +189,14 @@ impl Archive {
         &self,
         command: &mut Command,
         (step, manner): (Step, Manner),
-        is_wanted: &dyn Fn(u32) -> bool,
+        wanted: Option<&BTreeSet<u32>>,
     ) -> Result<bool> {
         let is_last = step == Step::EventTriggers;
         let chosen: Vec<&Entry> = self
             .entries
             .iter()
             .filter(|entry| step == Step::Tables || entry.is_event_trigger() == is_last)
-            .filter(|entry| is_wanted(entry.id))
+            .filter(|entry| wanted.is_none_or(|wanted| wanted.contains(&entry.id)))
             .collect();
         let list: String = chosen.iter().map(|entry| format!("{}\n", entry.line)).collect();
         let list_path = self.path.with_extension("list");

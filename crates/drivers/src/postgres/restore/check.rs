@@ -21,13 +21,13 @@ pub(super) struct Target {
 /// Refuses a name that is no part of this store, as its settings have it.
 pub(super) fn is_ours(settings: &Settings, name: &str) -> Result<()> {
     let is_named = settings.rename.values().any(|renamed| renamed == name);
-    match settings.databases.is_empty() || settings.has_database(name) || is_named {
+    match settings.has_database(name) || is_named {
         true => Ok(()),
         false => Err(Error::new(
             Kind::Config,
-            format!("database `{name}` of the point is not among `databases` of the target"),
+            format!("database `{name}` of the point is not among the databases of the target"),
         )
-        .hint("give it another name with `rename`, or restore one database as the part")),
+        .hint("see its `databases` and `excludeDatabases`; give it another name with `rename`, or restore one database as the part")),
     }
 }
 

@@ -4,7 +4,6 @@
 //! rows are stored frozen and need no second write. The few tables that are larger than a fair share of
 //! one connection are filled by several at once instead, file by file.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -16,7 +15,6 @@ use super::super::layout::{LargeObject, Table, Total};
 use super::super::session::Session;
 use super::super::wire::{ServerMessage, Tally, identifier, literal, qualified};
 use super::binary::{self, Converter, Field};
-use super::indexes::Index;
 use super::source::{self, StoredDatabase};
 use super::{Way, pool};
 
@@ -36,9 +34,6 @@ const PART_BYTES: u64 = 16 << 20;
 /// not wait for the disk.
 pub(super) const BEGIN: &str = "SET synchronous_commit = off";
 
-/// Indexes are sorted in memory as far as this goes.
-const SORT_IN_MEMORY: &str = "SET maintenance_work_mem = '256MB'";
-
 /// A table of the point, and the table that its rows go into.
 pub(super) struct Load<'a> {
     pub(super) table: &'a Table,
@@ -47,12 +42,6 @@ pub(super) struct Load<'a> {
     pub(super) into: (String, String),
     /// Whether nobody but us wrote into it, so that it may be emptied.
     pub(super) is_ours: bool,
-}
-
-/// What one connection does at a time.
-enum Work<'a> {
-    Rows(Job<'a>),
-    Index(Index),
 }
 
 /// A piece of work for one connection: a table, some of its files, and whether they are all it has, so
@@ -64,92 +53,19 @@ struct Job<'a> {
     is_whole: bool,
 }
 
-/// What came of [`tables`] is under way.
-struct Filling<'a> {
-    /// By table: the pieces that are still to come.
-    left: BTreeMap<u32, usize>,
-    indexes: BTreeMap<u32, Vec<Index>>,
-    /// The indexes that stand.
-    built: BTreeSet<u32>,
-    /// Rows move to another partition where types or collations hash or sort otherwise than at the source, as
-    /// enums always do. The server chooses the partition then, after every one of them was emptied.
-    misplaced: Vec<(&'a Load<'a>, Range<u64>)>,
-}
-
-/// Fills the tables, and builds `indexes` of those that are full meanwhile. Returns which of these stand.
-pub(super) fn tables<'a>(
-    way: &Way<'_>,
-    database: &str,
-    stored: &StoredDatabase,
-    loads: &'a [Load<'a>],
-    indexes: BTreeMap<u32, Vec<Index>>,
-) -> Result<BTreeSet<u32>> {
-    let mut session = way.connect(database)?;
-    let begin = format!("{BEGIN}; {SORT_IN_MEMORY}; {}", replica_role(&mut session)?);
-    let jobs = jobs(&mut session, way.settings.connections, stored, loads)?;
-    session.close();
-    let mut left: BTreeMap<u32, usize> = BTreeMap::new();
-    jobs.iter().for_each(|job| *left.entry(job.load.table.oid).or_default() += 1);
-    let indexes_max = indexes.values().map(Vec::len).sum();
-    let filling = Mutex::new(Filling { left, indexes, built: BTreeSet::new(), misplaced: Vec::new() });
-    let work = |session: &mut Session, work: &Work<'a>| carry_out(way, session, stored, work, &filling);
-    let jobs = jobs.into_iter().map(Work::Rows).collect();
-    pool::run_growing(way, (database, &begin), (jobs, indexes_max), &work)?;
-    let Filling { misplaced, built, .. } = filling.into_inner().unwrap_or_else(PoisonError::into_inner);
-    pool::run(way, (database, &begin), misplaced, &|session, (load, files)| {
-        let top = root(session, &load.into.0, &load.into.1)?.unwrap_or_else(|| load.into.clone());
-        let job = Job { load, fields: None, files: files.clone(), is_whole: false };
-        fill(way, session, stored, &job, &top).map_err(|error| of(load, error))
-    })?;
-    Ok(built)
-}
-
-/// Does one piece of work; returns what can be done now.
-fn carry_out<'a>(
-    way: &Way<'_>,
-    session: &mut Session,
-    stored: &StoredDatabase,
-    work: &Work<'a>,
-    filling: &Mutex<Filling<'a>>,
-) -> Result<Vec<Work<'a>>> {
-    let filling = || filling.lock().unwrap_or_else(PoisonError::into_inner);
-    match work {
-        Work::Index(index) => {
-            if build(session, index)? {
-                filling().built.insert(index.id);
-            }
-            Ok(Vec::new())
-        }
-        Work::Rows(job) => match fill(way, session, stored, job, &job.load.into) {
-            Ok(()) => Ok(filling().full(job.load.table.oid).into_iter().map(Work::Index).collect()),
-            Err(error) if is_misplaced(&error) => {
-                filling().misplaced.push((job.load, job.files.clone()));
-                if session.in_transaction() {
-                    session.execute("ROLLBACK")?;
-                }
-                Ok(Vec::new())
-            }
-            Err(error) => Err(of(job.load, error)),
-        },
-    }
-}
-
-/// What there is to load, the largest tables first.
-fn jobs<'a>(
-    session: &mut Session,
-    connections: usize,
-    stored: &StoredDatabase,
-    loads: &'a [Load<'a>],
-) -> Result<Vec<Job<'a>>> {
+/// Fills the tables.
+pub(super) fn tables(way: &Way<'_>, database: &str, stored: &StoredDatabase, loads: &[Load<'_>]) -> Result<()> {
     let bytes: u64 = loads.iter().map(|load| load.total.bytes).sum();
-    let share = bytes / (connections as u64).max(1);
+    let share = bytes / (way.settings.connections as u64).max(1);
     let mut largest: Vec<&Load<'_>> = loads.iter().filter(|load| load.table.files > 0).collect();
     largest.sort_by_key(|load| std::cmp::Reverse(load.total.bytes));
+    let mut session = way.connect(database)?;
+    let begin = format!("{BEGIN}; {}", replica_role(&mut session)?);
     let mut jobs = Vec::new();
     for load in largest {
         // Preparations cost more than few rows would gain.
         let is_large = load.total.bytes >= LARGE_BYTES_MIN;
-        let fields = if is_large { fields(session, load, &stored.about.encoding)? } else { None };
+        let fields = if is_large { fields(&mut session, load, &stored.about.encoding)? } else { None };
         let is_alone = load.total.bytes <= share || load.table.files == 1;
         let is_whole = is_alone && is_large && load.is_ours && load.table.filter.is_none();
         let part_bytes = if is_whole { u64::MAX } else { PART_BYTES };
@@ -160,33 +76,23 @@ fn jobs<'a>(
             is_whole,
         }));
     }
-    Ok(jobs)
-}
-
-impl Filling<'_> {
-    /// Notes that a piece of a table is in; returns what can be built if it was the last.
-    fn full(&mut self, table: u32) -> Vec<Index> {
-        let Some(left) = self.left.get_mut(&table) else { return Vec::new() };
-        *left -= 1;
-        if *left > 0 {
-            return Vec::new();
+    session.close();
+    // Rows move to another partition where types or collations hash or sort otherwise than at the source,
+    // as enums always do. The server chooses the partition then, after every one of them was emptied.
+    let misplaced = Mutex::new(Vec::new());
+    pool::run(way, (database, &begin), jobs, &|session, job| match fill(way, session, stored, job, &job.load.into) {
+        Err(error) if is_misplaced(&error) => {
+            misplaced.lock().unwrap_or_else(PoisonError::into_inner).push((job.load, job.files.clone()));
+            if session.in_transaction() { session.execute("ROLLBACK") } else { Ok(()) }
         }
-        self.indexes.remove(&table).unwrap_or_default()
-    }
-}
-
-/// Builds an index; `false` if the server refuses, so that `pg_restore` will say why.
-fn build(session: &mut Session, index: &Index) -> Result<bool> {
-    match session.execute(&index.sql) {
-        Ok(()) => Ok(true),
-        Err(error) if !session.is_usable() || error.kind() == Kind::Cancelled => Err(error),
-        Err(_) => {
-            if session.in_transaction() {
-                session.execute("ROLLBACK")?;
-            }
-            Ok(false)
-        }
-    }
+        done => done.map_err(|error| of(job.load, error)),
+    })?;
+    let misplaced = misplaced.into_inner().unwrap_or_else(PoisonError::into_inner);
+    pool::run(way, (database, &begin), misplaced, &|session, (load, files)| {
+        let top = root(session, &load.into.0, &load.into.1)?.unwrap_or_else(|| load.into.clone());
+        let job = Job { load, fields: None, files: files.clone(), is_whole: false };
+        fill(way, session, stored, &job, &top).map_err(|error| of(load, error))
+    })
 }
 
 /// Cuts a table's files into pieces of about this size.

@@ -1,10 +1,10 @@
 //! The way back: databases built beside, checked, and put in place at the end.
 //!
 //! Each database of the point is built under a name of its own: definitions of tables by `pg_restore`,
-//! rows by our own COPY over several connections, with the indexes of tables that are full; then the other
-//! indexes and constraints by `pg_restore` again, materialized views, statistics, and event triggers last.
-//! Only when all databases of the restore stand do they get their names, in one transaction. A restore that
-//! fails removes what it built and leaves what was there as it was.
+//! rows by our own COPY over several connections, then indexes and constraints by `pg_restore` again,
+//! materialized views, statistics, and event triggers last. Only when all databases of the restore stand
+//! do they get their names, in one transaction. A restore that fails removes what it built and leaves
+//! what was there as it was.
 
 pub(super) mod archive;
 mod binary;
@@ -12,7 +12,6 @@ mod check;
 pub(super) mod database;
 mod finish;
 mod grants;
-mod indexes;
 pub(super) mod load;
 mod part;
 pub(super) mod pool;
@@ -20,7 +19,6 @@ mod roles;
 pub(super) mod source;
 pub(super) mod statements;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use stillpoint_core::driver::{Context, Loss, RestoreMode, RestoreRequest, Restored};
@@ -229,23 +227,22 @@ fn build(
     database::create(admin, building, &stored.about, target.major, &mut restored.losses)?;
     let path = source::to_scratch(way.source, &stored.file(layout::DUMP)?, way.scratch(), context)?;
     let archive = Archive::open(tools, &path, context)?;
-    let mut stands = BTreeSet::new();
-    let step = |step, stands: &BTreeSet<u32>, restored: &mut Restored| -> Result<()> {
+    let step = |step, restored: &mut Restored| -> Result<()> {
         let mut again = |statement: &str| way.connect(building)?.execute(statement);
-        restored.losses.append(&mut archive.restore(tools, building, (step, manner), stands, &mut again, context)?);
+        restored.losses.append(&mut archive.restore(tools, building, (step, manner), &mut again, context)?);
         context.check()
     };
-    step(Step::Tables, &stands, restored)?;
-    let indexes = indexes::plan(way, building, stored, (&archive, tools, manner))?;
-    stands = load::tables(way, building, stored, &loads(stored)?, indexes)?;
+    step(Step::Tables, restored)?;
+    let loads = loads(stored)?;
+    load::tables(way, building, stored, &loads)?;
     load::large_objects(way, building, stored, !manner.without_owners)?;
     load::sequences(way, building, stored)?;
-    step(Step::Indexes, &stands, restored)?;
+    step(Step::Indexes, restored)?;
     fill_views(way, building, stored)?;
     finish::statistics(way, building, stored, target.major)?;
     let opening = database::opening(admin, &goal.name, stored, !manner.without_owners)?;
     stamp::plan_opening(&mut way.connect(building)?, &opening)?;
-    step(Step::EventTriggers, &stands, restored)?;
+    step(Step::EventTriggers, restored)?;
     restored.losses.append(&mut finish::inspect(way, building, stored)?);
     complete(admin, goal, manner, restored)
 }

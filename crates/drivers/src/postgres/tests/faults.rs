@@ -80,7 +80,7 @@ fn a_restore_that_was_killed_is_tried_again() {
         let target = open(&rig, &names.name("copy"), json!({}), &scratch);
         assert_eq!(run(target.occupied(&Context::default())).unwrap(), None);
         // Each try has a name of its own.
-        let restored = restore_as(&target, &tree, ("r1-3", RestoreMode::InPlace), None).unwrap();
+        let restored = restore_as(&target, &tree, ("r1-try3", RestoreMode::InPlace), None).unwrap();
         assert_eq!(restored.kept_old, Vec::<String>::new());
         assert_eq!(there(&rig, &names), ["app", "copy"]);
         assert_eq!(trial::differences(&target, &tree), Vec::<String>::new());
@@ -97,9 +97,9 @@ fn a_database_that_a_killed_restore_closed_is_opened_by_the_next_try() {
         let (tree, _) = trial::back_up(&target, None);
         small(&rig, &names, "app__stillpoint_r1");
         rig.session("postgres").execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).unwrap();
-        let restored = restore_as(&target, &tree, ("r1-2", RestoreMode::InPlace), None).unwrap();
+        let restored = restore_as(&target, &tree, ("r1-try2", RestoreMode::InPlace), None).unwrap();
         assert_eq!(restored.kept_old.len(), 1);
-        for name in [name.clone(), format!("{name}__before_r1-2")] {
+        for name in [name.clone(), format!("{name}__before_r1-try2")] {
             assert_eq!(count(&rig, &name, "SELECT count(*) FROM people"), 20000, "{name} is open");
         }
     }
@@ -120,28 +120,28 @@ fn a_restore_that_was_killed_right_after_its_swap_is_found_in_place() {
         rig.session("postgres").execute(&format!("ALTER DATABASE {kept} ALLOW_CONNECTIONS false")).unwrap();
         let of_restored = "SELECT oid::text FROM pg_database WHERE datname = current_database()";
         let restored_oid = count(&rig, &name, of_restored);
-        let again = restore_as(&target, &tree, ("r1-2", RestoreMode::InPlace), None).unwrap();
+        let again = restore_as(&target, &tree, ("r1-try2", RestoreMode::InPlace), None).unwrap();
         assert_eq!(again, first);
         assert_eq!(there(&rig, &names), ["app", "app__before_r1"]);
         assert_eq!(count(&rig, &name, of_restored), restored_oid, "nothing was built anew");
         assert_eq!(count(&rig, &kept, "SELECT count(*) FROM people"), 5, "the original is open");
         assert_eq!(trial::differences(&target, &tree), Vec::<String>::new());
 
-        // Another restore, and one after users were let in, are restores of their own.
+        // Another restore is one of its own. A try of it that comes after users were let in changes nothing of theirs.
         let other = restore_as(&target, &tree, ("r2", RestoreMode::InPlace), None).unwrap();
         assert_eq!(other.kept_old, [format!("database {name}__before_r2")]);
         run(target.stamp(&Context::default(), &the_stamp())).unwrap();
         rig.user(&name).execute("DELETE FROM people WHERE id > 7").unwrap();
-        restore_as(&target, &tree, ("r2-2", RestoreMode::InPlace), None).unwrap();
-        assert_eq!(count(&rig, &name, "SELECT count(*) FROM people"), 20000);
-        assert_eq!(count(&rig, &format!("{name}__before_r2-2"), "SELECT count(*) FROM people"), 7);
+        let again = restore_as(&target, &tree, ("r2-try2", RestoreMode::InPlace), None).unwrap();
+        assert_eq!(again, other);
+        assert_eq!(count(&rig, &name, "SELECT count(*) FROM people"), 7);
 
         // Into a new database, whole and in part.
         let copy = open(&rig, &names.name("copy"), json!({}), &scratch);
         for part in [None, Some(format!("databases/{name}/data/public.people"))] {
             let restore = |try_of: &str, mode| restore_as(&copy, &tree, (try_of, mode), part.as_deref());
             let first = restore("r3", RestoreMode::Fresh).unwrap();
-            assert_eq!(restore("r3-2", RestoreMode::InPlace).unwrap(), first, "{part:?}");
+            assert_eq!(restore("r3-try2", RestoreMode::InPlace).unwrap(), first, "{part:?}");
             rig.drop_database(&names.name("copy")).unwrap();
         }
     }
@@ -297,8 +297,8 @@ fn a_role_that_is_no_superuser_restores_what_it_may() {
         );
         run(target.stamp(&Context::default(), &the_stamp())).unwrap();
         assert_eq!(trial::differences(&target, &tree), Vec::<String>::new());
-        trial::restore(&target, &tree, RestoreMode::InPlace, None).unwrap();
-        assert_eq!(there(&rig, &names), ["app", "copy", "copy__before_r1"]);
+        restore_as(&target, &tree, ("r2", RestoreMode::InPlace), None).unwrap();
+        assert_eq!(there(&rig, &names), ["app", "copy", "copy__before_r2"]);
         // With owners, what it may not give away is named.
         let role = names.name("other");
         rig.session("postgres").execute(&format!("CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'x'")).unwrap();

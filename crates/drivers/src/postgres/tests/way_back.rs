@@ -323,9 +323,11 @@ fn in_place_keeps_the_old_database_and_ends_its_sessions() {
         assert_eq!(count(&rig, &kept, "SELECT count(*) FROM people"), 5);
         assert_eq!(trial::differences(&driver, &tree), Vec::<String>::new());
         run(driver.stamp(&Context::default(), &the_stamp())).unwrap();
-        let again = trial::restore(&driver, &tree, RestoreMode::InPlace, None).unwrap_err();
+        // What has the name that the old one would be kept under is somebody's.
+        rig.session("postgres").execute(&format!("CREATE DATABASE {}", names.name("app__before_r2"))).unwrap();
+        let again = restore_as(&driver, &tree, ("r2", RestoreMode::InPlace), None).unwrap_err();
         assert_eq!(again.kind(), Kind::AlreadyExists);
-        assert!(again.to_string().contains("__before_r1"), "{again}");
+        assert!(again.to_string().contains("__before_r2"), "{again}");
     }
 }
 

@@ -38,6 +38,13 @@ pub(super) enum Line {
         /// When.
         at: Timestamp,
     },
+    /// The try that began last found the target taken by somebody else, and ended there.
+    Refused {
+        /// The store.
+        store: StoreName,
+        /// When.
+        at: Timestamp,
+    },
     /// The store is written and bears its stamp.
     Stamped {
         /// The store.
@@ -120,6 +127,10 @@ impl Record {
                     self.done.remove(&store);
                     self.stamped.remove(&store);
                     *self.begun.entry(store).or_default() += 1;
+                }
+                Line::Refused { store, .. } => {
+                    let tries = self.begun.entry(store).or_default();
+                    *tries = tries.saturating_sub(1);
                 }
                 Line::Stamped { store, .. } => {
                     self.stamped.insert(store);

@@ -83,6 +83,11 @@ impl Job {
     async fn write(&self, report: &mut StoreReport) -> Result<()> {
         self.note(|store, at| Line::Begun { store, at }).await?;
         let restored = self.restore().await;
+        if restored.as_ref().is_err_and(|error| error.kind() == Kind::AlreadyExists) {
+            // It holds what somebody else put there: it is not ours to stamp, nor to replace at the next try.
+            self.note(|store, at| Line::Refused { store, at }).await?;
+            return restored.map(drop);
+        }
         // A half-written copy must not be taken for an original: it gets its stamp all the same.
         if restored.is_ok() || !self.in_place {
             let stamped = self.plant().await;
@@ -111,10 +116,7 @@ impl Job {
         let part = self.step.part.as_deref().map(TreePath::parse).transpose()?;
         let mode = if self.replaces { RestoreMode::InPlace } else { RestoreMode::Fresh };
         // What an earlier attempt kept beside may be the original, so its name is never used again.
-        let restore = match self.attempts {
-            0 => self.stamp.restore.clone(),
-            attempts => format!("{}-{}", self.stamp.restore, attempts + 1),
-        };
+        let restore = RestoreRequest::try_name(&self.stamp.restore, self.attempts + 1);
         let request = RestoreRequest { mode, part, restore };
         self.context.expect_bytes(self.step.bytes);
         let (driver, tree) = (Arc::clone(&self.driver), Arc::clone(&self.tree));

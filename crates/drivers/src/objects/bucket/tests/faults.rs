@@ -28,7 +28,7 @@ pub fn proxy(rig: &Rig, judge: Arc<Judge>) -> Rig {
 }
 
 /// The same, which changes answers of the server on their way.
-fn editing_proxy(rig: &Rig, judge: Arc<Judge>, edit: Arc<Edit>) -> Rig {
+pub fn editing_proxy(rig: &Rig, judge: Arc<Judge>, edit: Arc<Edit>) -> Rig {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let upstream = rig.endpoint.trim_start_matches("http://").to_owned();
@@ -365,5 +365,53 @@ fn tags_are_never_lost_for_want_of_a_privilege_or_of_a_count() {
         let silent = Bucket { rig: editing_proxy(&rig, Arc::new(|_| None), Arc::new(strip)), ..bucket.clone() };
         assert_eq!(tags_of(&back_up(&silent.open("p", json!({})), None).0), Some(b"stage=production".to_vec()));
         assert_eq!(tags_of(&back_up(&bucket.open("p", json!({})), None).0), Some(b"stage=production".to_vec()));
+    }
+}
+
+#[test]
+fn an_object_that_goes_before_its_tags_are_read_is_named_and_fails_no_point() {
+    let name = "an_object_that_goes_before_its_tags_are_read_is_named_and_fails_no_point";
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip(name, why),
+    };
+    let absent = || Some(answer("404 Not Found", "", "NoSuchKey"));
+    for versions in [true, false] {
+        let bucket = filled(&rig, versions);
+        for key in [&b"p/3"[..], b"p/4"] {
+            let tags = vec![("x-amz-tagging".to_owned(), b"stage=production".to_vec())];
+            super::versions::put_with(&bucket, key, tags, b"small".to_vec());
+        }
+        let gone = through(&bucket, move |line| {
+            let asks = line.contains("/p/3") && (line.contains("tagging=") || line.starts_with("HEAD"));
+            if asks { absent() } else { None }
+        });
+        let (_, drained) = back_up(&gone.open("p", json!({})), None);
+        let lost: Vec<_> = drained.losses.iter().map(|loss| loss.what.as_str()).collect();
+        assert_eq!((drained.items, lost), (19, vec!["3"]));
+        // An object that is there is never called gone.
+        let odd = through(
+            &bucket,
+            move |line| {
+                if line.contains("/p/3") && line.contains("tagging=") { absent() } else { None }
+            },
+        );
+        let driver = odd.open("p", json!({}));
+        assert_eq!(drain(&driver, &pin(&driver, 1), None).unwrap_err().kind(), Kind::NotFound);
+        // What is refused for one object alone says nothing of the others.
+        let refuse = |line: &str| {
+            let asks = line.contains("/p/3") && line.contains("tagging=");
+            asks.then(|| answer("405 Method Not Allowed", "", "MethodNotAllowed"))
+        };
+        let strip =
+            |head: String| with_header(&with_header(&head, "x-amz-tagging-count", |_| None), "server", |_| None);
+        let alone = Bucket { rig: editing_proxy(&rig, Arc::new(refuse), Arc::new(strip)), ..bucket.clone() };
+        let (tree, drained) = back_up(&alone.open("p", json!({ "connections": 1 })), None);
+        assert_eq!((drained.items, drained.losses.len()), (20, 0));
+        use stillpoint_core::tree::Tree;
+        let path = stillpoint_core::tree::TreePath::parse("objects/4").unwrap();
+        let node = tree.get(&path).unwrap().unwrap();
+        let tags = crate::objects::bucket::facts::fact(&node.meta.xattrs, "tags");
+        assert_eq!(tags, Some(&b"stage=production"[..]));
     }
 }

@@ -1,5 +1,8 @@
 //! Points that hold no bytes: mirrors and references.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
 use serde_json::json;
 use stillpoint_core::driver::{Context, RestoreMode, Validity};
 use stillpoint_core::error::Kind;
@@ -178,6 +181,15 @@ fn a_bucket_is_set_back_from_its_mirror_or_not_touched() {
     assert_eq!((restored.items, restored.losses.len()), (5, 0), "{restored:?}");
     assert_eq!((bucket.listed("p"), bucket.get("p/b")), (listed, b"p/b first".to_vec()));
     assert_eq!(differences(&driver, &tree), Vec::<String>::new());
+    // What a copy does not take along is named where it was asked for.
+    let asking =
+        json!({ "mode": "mirror", "mirror": format!("s3://{}/copies", mirror.name), "acl": true, "lock": true });
+    let copy = rig.bucket(true);
+    let restored = restore(&copy.open("p", asking.clone()), &tree, RestoreMode::Fresh, None).unwrap();
+    assert!(restored.losses.iter().any(|loss| loss.what.starts_with("locks and access control lists of 4")));
+    bucket.put("p/b", "second");
+    let restored = restore(&bucket.open("p", asking), &tree, RestoreMode::InPlace, None).unwrap();
+    assert!(restored.losses.iter().any(|loss| loss.what.starts_with("locks and access control lists of 4")));
     // One copy is gone too: nothing is changed.
     remove(&bucket, "p");
     let place = mirror.place("copies");
@@ -194,4 +206,70 @@ fn a_bucket_is_set_back_from_its_mirror_or_not_touched() {
     let refused = restore(&driver, &tree, RestoreMode::InPlace, None).unwrap_err();
     assert!(refused.kind() == Kind::NotFound && refused.to_string().contains("`c`"), "{refused:?}");
     assert_eq!((bucket.listed("p").len(), bucket.get("p/b")), (1, b"third".to_vec()));
+}
+
+#[test]
+fn copies_that_fail_late_are_tried_again_and_a_service_that_cannot_copy_is_no_loss_of_objects() {
+    let name = "copies_that_fail_late_are_tried_again_and_a_service_that_cannot_copy_is_no_loss_of_objects";
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip(name, why),
+    };
+    // What copies are answered with, so many times, and what becomes of the restore.
+    let cases = [
+        ("200 OK", "InternalError", 2, Ok((1, 0))),
+        ("200 OK", "SlowDown", 1, Ok((1, 0))),
+        ("200 OK", "InvalidObjectState", u32::MAX, Ok((0, 1))),
+        ("403 Forbidden", "InvalidObjectState", u32::MAX, Ok((0, 1))),
+        ("200 OK", "InvalidRequest", u32::MAX, Err(Kind::Io)),
+        ("405 Method Not Allowed", "MethodNotAllowed", u32::MAX, Err(Kind::Unsupported)),
+        ("501 Not Implemented", "NotImplemented", u32::MAX, Err(Kind::Unsupported)),
+    ];
+    for (status, code, times, expected) in cases {
+        let bucket = rig.bucket(true);
+        let count = AtomicU32::new(0);
+        let proxied = faults::through(&bucket, move |line| {
+            let copies = line.starts_with("PUT") && line.contains("/p/a");
+            (copies && count.fetch_add(1, Ordering::SeqCst) < times).then(|| faults::answer(status, "", code))
+        });
+        bucket.put("p/a", "first");
+        let driver = proxied.open("p", json!({ "mode": "reference" }));
+        let (tree, _) = back_up(&driver, None);
+        bucket.put("p/a", "second");
+        let restored = restore(&driver, &tree, RestoreMode::InPlace, None);
+        let came_back = restored.as_ref().is_ok_and(|restored| restored.items == 1);
+        let found = restored.map(|restored| (restored.items, restored.losses.len())).map_err(|error| error.kind());
+        assert_eq!(found, expected, "{status} {code}");
+        assert_eq!(bucket.get("p/a"), if came_back { &b"first"[..] } else { b"second" }, "{status} {code}");
+    }
+}
+
+#[test]
+fn an_upload_whose_end_was_not_heard_of_has_ended() {
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip("an_upload_whose_end_was_not_heard_of_has_ended", why),
+    };
+    let bucket = rig.bucket(true);
+    put_in_parts(&bucket, "p/large", Vec::new(), vec![vec![1; 5 << 20], vec![2; 100]]);
+    let listed = bucket.listed("p");
+    let (ends, is_lost) = (AtomicU32::new(0), Arc::new(AtomicBool::new(false)));
+    let loses = is_lost.clone();
+    let judge = move |line: &str| {
+        let ends_now = line.starts_with("POST") && line.contains("uploadId=");
+        if ends_now && ends.fetch_add(1, Ordering::SeqCst) == 0 {
+            is_lost.store(true, Ordering::SeqCst);
+        }
+        None
+    };
+    // Without its head, nobody can read the answer.
+    let edit = move |head: String| if loses.swap(false, Ordering::SeqCst) { String::new() } else { head };
+    let proxied =
+        super::rig::Bucket { rig: faults::editing_proxy(&rig, Arc::new(judge), Arc::new(edit)), ..bucket.clone() };
+    let driver = proxied.open("p", json!({ "mode": "reference" }));
+    let (tree, _) = back_up(&driver, None);
+    bucket.put("p/large", "second");
+    let restored = restore(&driver, &tree, RestoreMode::InPlace, None).unwrap();
+    assert_eq!((restored.items, restored.losses.len()), (1, 0));
+    assert_eq!(bucket.listed("p"), listed);
 }

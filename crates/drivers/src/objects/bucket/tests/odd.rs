@@ -7,13 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use stillpoint_core::driver::{EdgeQuery, RestoreMode};
+use stillpoint_core::driver::{Context, EdgeQuery, RestoreMode};
 use stillpoint_core::tree::{Tree, TreePath};
 use stillpoint_testkit::skip;
 
 use super::rig::Rig;
 use super::versions::put_with;
 use crate::objects::bucket::facts;
+use crate::objects::client::Place;
 use crate::trial::{back_up, differences, edges, restore};
 
 struct Moto {
@@ -108,9 +109,24 @@ fn what_a_reference_could_not_give_back_is_named_before() {
     moto.put_raw(&format!("/{}/p/x/../y", bucket.name), "dots");
     let to = format!("s3://{}/copies", mirror.name);
     for settings in [json!({ "mode": "reference" }), json!({ "mode": "mirror", "mirror": to })] {
-        let (tree, drained) = back_up(&bucket.open("p", settings), None);
+        let driver = bucket.open("p", settings);
+        let (tree, drained) = back_up(&driver, None);
         let lost: Vec<_> = drained.losses.iter().map(|loss| loss.what.as_str()).collect();
         assert_eq!((drained.items, lost), (1, vec!["cold", "x/../y"]));
+        // Set back in place, what was left out stays. Times of this service are cut off to the second.
+        std::thread::sleep(Duration::from_millis(1_100));
+        put_with(&bucket, b"p/late", vec![("x-amz-storage-class".to_owned(), b"GLACIER".to_vec())], b"ice".to_vec());
+        let restored = restore(&driver, &tree, RestoreMode::InPlace, None).unwrap();
+        let left: Vec<_> = restored.losses.iter().map(|loss| loss.what.as_str()).collect();
+        assert_eq!((restored.items, left), (1, vec!["cold", "x/../y"]));
+        let mut there = Vec::new();
+        let visit = &mut |key: Vec<u8>, _| {
+            there.push(String::from_utf8(key).unwrap());
+            Ok(())
+        };
+        Place::list(&bucket.place("p"), &Context::default(), visit).unwrap();
+        assert_eq!(there, ["cold", "readable", "x/../y"]);
+        std::thread::sleep(Duration::from_millis(1_100));
         let copy = rig.bucket(false);
         assert_eq!(restore(&copy.open("", json!({})), &tree, RestoreMode::Fresh, None).unwrap().items, 1);
         assert_eq!(copy.listed("").keys().collect::<Vec<_>>(), ["readable"]);

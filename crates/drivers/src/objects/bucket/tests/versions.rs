@@ -29,11 +29,11 @@ pub fn put_in_parts(bucket: &Bucket, key: &str, headers: Vec<(String, Vec<u8>)>,
     let client = place.client.clone();
     let work = async move {
         let upload = client.begin_upload(&key, &headers).await?;
-        let mut done = Vec::new();
+        let (mut done, size) = (Vec::new(), parts.iter().map(|part| part.len() as u64).sum());
         for (index, part) in parts.into_iter().enumerate() {
             done.push(client.put_part(&key, &upload, index + 1, part.into()).await?);
         }
-        client.complete_upload(&key, &upload, &done, false).await.map(drop)
+        client.complete_upload(&key, &upload, &done, size, false).await.map(drop)
     };
     place.wait(work).unwrap();
 }
@@ -350,6 +350,43 @@ fn an_interrupted_restore_is_repeated() {
     assert_eq!(differences(&target, &tree), Vec::<String>::new());
     // Once done, the bucket is like any other that holds something.
     assert_eq!(restore(&target, &tree, RestoreMode::Fresh, None).unwrap_err().kind(), Kind::AlreadyExists);
+}
+
+#[test]
+fn later_tries_go_on_with_what_the_first_one_began_though_they_come_in_place() {
+    let name = "later_tries_go_on_with_what_the_first_one_began_though_they_come_in_place";
+    let rig = match Rig::find(false) {
+        Ok(rig) => rig,
+        Err(why) => return skip(name, why),
+    };
+    let bucket = rig.bucket(true);
+    for number in 0..30 {
+        bucket.put(&format!("p/{number}"), [number as u8; 1000]);
+    }
+    let (tree, _) = back_up(&bucket.open("p", json!({})), None);
+    for versions in [true, false] {
+        let copy = rig.bucket(versions);
+        let target = copy.open("p", json!({}));
+        let try_again = |tree: &dyn stillpoint_core::tree::Tree, restore: &str| {
+            let mode = RestoreMode::InPlace;
+            let request = stillpoint_core::driver::RestoreRequest { mode, part: None, restore: restore.to_owned() };
+            run(target.restore(&Context::default(), tree, &request))
+        };
+        let failing = stillpoint_testkit::fault::FailingTree::new(&tree, 12);
+        restore(&target, &failing, RestoreMode::Fresh, None).unwrap_err();
+        let failing = stillpoint_testkit::fault::FailingTree::new(&tree, 20);
+        let died = try_again(&failing, "r1-try2").unwrap_err();
+        assert_ne!(died.kind(), Kind::Unsupported, "{died:?}");
+        assert_eq!(try_again(&tree, "r1-try3").unwrap().items, 30);
+        assert_eq!(copy.listed("p"), bucket.listed("p"));
+        // Once it has ended, in place means what it says.
+        copy.put("p/0", "second");
+        let again = try_again(&tree, "r1-try4");
+        match versions {
+            true => assert_eq!((again.unwrap().items, copy.get("p/0")), (30, vec![0; 1000])),
+            false => assert_eq!(again.unwrap_err().kind(), Kind::Unsupported),
+        }
+    }
 }
 
 #[test]
